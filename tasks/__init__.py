@@ -1,0 +1,2 @@
+if not __name__.startswith("seqkit."):
+    raise ImportError("import seqkit.tasks, not tasks")

@@ -1,0 +1,123 @@
+"""The command line: finds the verb, runs it, turns errors into one line and an exit code.
+
+Nothing heavy is imported here; a verb's module is loaded when the verb is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from seqkit import __version__
+from seqkit.errors import SeqkitError
+
+VERBS = {
+    "fit": ("seqkit.commands.fit", "train a model: --task variant-effect"),
+    "test": ("seqkit.commands.test", "evaluate a run on labelled input: --ckpt RUN"),
+    "predict": ("seqkit.commands.predict", "score new input with a run: --ckpt RUN --out FILE"),
+    "configs": ("seqkit.commands.configs", "list the tasks and model presets, or print one"),
+    "bench": ("seqkit.commands.bench", "time the kernels on this machine: bench kernels"),
+}
+
+EXIT_BUG = 1
+EXIT_USAGE = 2
+EXIT_UNREADABLE = 3
+EXIT_MEMORY = 5
+EXIT_SIGINT = 128 + signal.SIGINT
+EXIT_SIGTERM = 128 + signal.SIGTERM
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; unwinds the stack so that temporary files go and checkpoints stay."""
+
+
+def usage() -> str:
+    """The text of ``seqkit --help``."""
+    lines = [
+        f"seqkit {__version__}: Mamba models for genomes and time series",
+        "",
+        "usage: seqkit VERB [options]      seqkit VERB --help",
+        "",
+        *(f"  {verb:<9} {summary}" for verb, (_, summary) in VERBS.items()),
+        "",
+        "  --version  print the version",
+        "  --debug    (any verb) show the traceback of an error",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; ``sys.argv[1:]`` by default.
+
+    Returns:
+        Exit code: 0 ok, 1 a bug of ours, 2 usage, 3 unreadable input, 4 reference mismatch, 5 memory, 6 leakage,
+        130 and 143 interrupted and resumable.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else EXIT_USAGE
+    if arguments[0] == "--version":
+        print(f"seqkit {__version__}")
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        print(f"seqkit: {unknown_verb(verb)}", file=sys.stderr)
+        return EXIT_USAGE
+    return guarded(verb, arguments[1:], debug)
+
+
+def unknown_verb(verb: str) -> str:
+    """One line that names the nearest verb."""
+    import difflib
+
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"unknown verb '{verb}'; the verbs are {', '.join(VERBS)}.{hint}"
+
+
+def guarded(verb: str, arguments: list[str], debug: bool) -> int:
+    """Run a verb and map what it raises to the exit codes of the manual."""
+    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        return importlib.import_module(VERBS[verb][0]).run(arguments) or 0
+    except SeqkitError as error:
+        return _failed(verb, str(error), error.exit_code, debug)
+    except BrokenPipeError:
+        # The reader (head, less) has what it wanted. Point stdout elsewhere so that the interpreter's last flush is silent.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _failed(verb, "interrupted; add --resume to go on from the last checkpoint", EXIT_SIGINT, debug)
+    except Terminated:
+        return _failed(verb, "terminated; add --resume to go on from the last checkpoint", EXIT_SIGTERM, debug)
+    except OSError as error:
+        return _failed(verb, f"{error.filename or 'file'}: {error.strerror or error}", EXIT_UNREADABLE, debug)
+    except MemoryError:
+        return _failed(verb, "out of memory; lower --batch-size or --window", EXIT_MEMORY, debug)
+    except Exception as error:
+        line = f"bug in seqkit: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return _failed(verb, line + " (run again with --debug and report the traceback)", EXIT_BUG, debug)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _raise_terminated(signum, frame):
+    raise Terminated
+
+
+def _failed(verb: str, line: str, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(f"seqkit {verb}: {line}", file=sys.stderr)
+    return code

@@ -26,12 +26,16 @@ EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_UNREADABLE = 3
 EXIT_MEMORY = 5
-EXIT_SIGINT = 128 + signal.SIGINT
-EXIT_SIGTERM = 128 + signal.SIGTERM
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived; unwinds the stack so that temporary files go and checkpoints stay."""
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; unwinds the stack so that temporary files go and checkpoints stay.
+
+    Not a KeyboardInterrupt, because Lightning answers that one with exit code 1.
+    """
+
+    def __init__(self, signum: int):
+        self.signum = signum
 
 
 def usage() -> str:
@@ -86,7 +90,7 @@ def unknown_verb(verb: str) -> str:
 
 def guarded(verb: str, arguments: list[str], debug: bool) -> int:
     """Run a verb and map what it raises to the exit codes of the manual."""
-    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    previous = {signum: signal.signal(signum, _raise_stopped) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         return importlib.import_module(VERBS[verb][0]).run(arguments) or 0
     except SeqkitError as error:
@@ -95,10 +99,9 @@ def guarded(verb: str, arguments: list[str], debug: bool) -> int:
         # The reader (head, less) has what it wanted. Point stdout elsewhere so that the interpreter's last flush is silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        return _failed(verb, "interrupted; add --resume to go on from the last checkpoint", EXIT_SIGINT, debug)
-    except Terminated:
-        return _failed(verb, "terminated; add --resume to go on from the last checkpoint", EXIT_SIGTERM, debug)
+    except Stopped as stop:
+        line = f"stopped by {signal.Signals(stop.signum).name}; the same command with --resume goes on from there"
+        return _failed(verb, line, 128 + stop.signum, debug)
     except OSError as error:
         return _failed(verb, f"{error.filename or 'file'}: {error.strerror or error}", EXIT_UNREADABLE, debug)
     except MemoryError:
@@ -107,11 +110,12 @@ def guarded(verb: str, arguments: list[str], debug: bool) -> int:
         line = f"bug in seqkit: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         return _failed(verb, line + " (run again with --debug and report the traceback)", EXIT_BUG, debug)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
-def _raise_terminated(signum, frame):
-    raise Terminated
+def _raise_stopped(signum, frame):
+    raise Stopped(signum)
 
 
 def _failed(verb: str, line: str, code: int, debug: bool) -> int:

@@ -1,0 +1,91 @@
+"""What every task shares: optimiser groups, schedule, and randomness that a resumed run repeats."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from seqkit.backbones import parameter_groups
+from seqkit.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay.
+
+    Attributes:
+        lr: Peak learning rate.
+        weight_decay: Decoupled weight decay of matrices; norms, biases, A_log, D and dt biases get none.
+        warmup: Share of all steps over which the rate rises from zero, 0 to 1.
+        clip_norm: Largest gradient norm.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        for name in ("lr", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"optim.{name}", expected="a number above 0", got=str(getattr(self, name)))
+        if not 0 <= self.warmup <= 1:
+            raise ConfigError("optim.warmup", expected="a share from 0 to 1", got=str(self.warmup))
+
+
+class SequenceTask(lightning.LightningModule):
+    """Base of the tasks: owns optimiser and schedule; the network knows nothing of Lightning.
+
+    Args:
+        net: The network.
+        optim: Optimiser settings.
+        seed: Seed of the run; dropout depends on (seed, step) alone.
+    """
+
+    def __init__(self, net: nn.Module, optim: OptimConfig, seed: int):
+        super().__init__()
+        self.net = net
+        self.optim = optim
+        self.seed = seed
+
+    def configure_optimizers(self):
+        """AdamW over decayed and undecayed groups, stepped by :func:`warmup_cosine`."""
+        optimizer = torch.optim.AdamW(parameter_groups(self.net, self.optim.weight_decay), lr=self.optim.lr)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = max(1, round(self.optim.warmup * total))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        """Seed dropout by (seed, step), so that a run resumed at an epoch repeats the unbroken one."""
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+
+
+def warmup_cosine(step: int, warmup: int, total: int) -> float:
+    """Factor of the peak learning rate: linear rise over ``warmup`` steps, then half a cosine to zero at ``total``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def masked_mean(loss: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Sum of ``loss`` over valid entries divided by their number over all ranks.
+
+    Args:
+        loss: Any shape; values at invalid entries are ignored, even NaN.
+        valid: Bool, same shape.
+        weight: Optional factor per entry, same shape; does not enter the count.
+    """
+    count = valid.sum().to(loss.dtype)
+    ranks = 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        ranks = torch.distributed.get_world_size()
+        torch.distributed.all_reduce(count)
+    kept = torch.where(valid, loss if weight is None else loss * weight, 0.0)
+    # Gradients are averaged over ranks afterwards, so the global sum needs the factor.
+    return kept.sum() * ranks / count.clamp(min=1)

@@ -77,7 +77,7 @@ def masked_mean(loss: Tensor, valid: Tensor, weight: Tensor | None = None) -> Te
     """Sum of ``loss`` over valid entries divided by their number over all ranks.
 
     Args:
-        loss: Any shape; values at invalid entries are ignored, even NaN.
+        loss: Any shape; finite everywhere (a NaN under the mask would still reach the gradient as 0 * NaN).
         valid: Bool, same shape.
         weight: Optional factor per entry, same shape; does not enter the count.
     """

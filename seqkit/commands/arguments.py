@@ -27,7 +27,8 @@ def parse(
     aliases: Mapping[str, str] | None = None,
     defaults: Path | None = None,
     flags: Sequence[str] = (),
-) -> tuple[Any, dict[str, bool], str]:
+    options: Sequence[str] = (),
+) -> tuple[Any, dict[str, Any], str]:
     """Parse a verb's arguments into its config.
 
     Args:
@@ -37,27 +38,28 @@ def parse(
         aliases: Flat name to dotted key, both without dashes (``fasta`` to ``data.fasta``).
         defaults: YAML file read before everything else.
         flags: Names of switches that belong to the command, not to the config (``resume``).
+        options: Names of options with a value that belong to the command (``out``).
 
     Returns:
-        The config, the switches, and the resolved config as YAML.
+        The config, the command's own switches and options (None when absent), and the resolved config as YAML.
 
     Raises:
         ConfigError: Unknown key, wrong type, alias and dotted key both given.
         SystemExit: After ``--help`` or ``--print-config``.
     """
-    argv, switches = split_switches(argv, flags)
+    argv, own = split_own(argv, flags, options)
     aliases = dict(aliases or {})
     argv = expand_aliases(argv, aliases)
     parser = ArgumentParser(
         prog=prog,
         exit_on_error=False,
         default_config_files=[str(defaults)] if defaults else [],
-        epilog=help_epilog(aliases, flags),
+        epilog=help_epilog(aliases, flags, options),
         allow_abbrev=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the keys below.")
     parser.add_class_arguments(config_class)
-    known = {action.dest for action in parser._actions if action.dest not in ("help", "config")} | set(aliases)
+    known = {action.dest for action in parser._actions if action.dest != "help"} | {*aliases, *flags, *options}
     try:
         namespace = parser.parse_args(argv)
         namespace.pop("config", None)
@@ -69,14 +71,25 @@ def parse(
         raise
     except Exception as error:
         raise readable(error, known, prog) from error
-    return config, switches, resolved
+    return config, own, resolved
 
 
-def split_switches(argv: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[str, bool]]:
-    """Take the command's own switches (``--resume``) out of the arguments."""
-    names = {f"--{flag}": flag for flag in flags}
-    rest = ["--print_config" if a == "--print-config" else a for a in argv if a not in names]
-    return rest, {flag: name in argv for name, flag in names.items()}
+def split_own(argv: Sequence[str], flags: Sequence[str], options: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take the command's own switches (``--resume``) and options (``--out DIR``) out of the arguments."""
+    own: dict[str, Any] = {**dict.fromkeys(flags, False), **dict.fromkeys(options)}
+    rest: list[str] = []
+    remaining = iter(argv)
+    for argument in remaining:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in flags:
+            own[name] = True
+        elif argument.startswith("--") and name in options:
+            own[name] = value if equals else next(remaining, None)
+            if own[name] is None:
+                raise ConfigError(f"--{name}", expected="a value", got="none")
+        else:
+            rest.append("--print_config" if argument == "--print-config" else argument)
+    return rest, own
 
 
 def expand_aliases(argv: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
@@ -96,10 +109,11 @@ def expand_aliases(argv: Sequence[str], aliases: Mapping[str, str]) -> list[str]
     return out
 
 
-def help_epilog(aliases: Mapping[str, str], flags: Sequence[str]) -> str:
-    """Aliases and switches for the end of ``--help``."""
-    lines = [f"--{flat} = --{dotted}" for flat, dotted in aliases.items() if flat != dotted]
-    return "short names: " + ", ".join(lines) + (". switches: " + ", ".join(f"--{f}" for f in flags) if flags else "")
+def help_epilog(aliases: Mapping[str, str], flags: Sequence[str], options: Sequence[str]) -> str:
+    """Aliases, switches and options for the end of ``--help``."""
+    short = ", ".join(f"--{flat} = --{dotted}" for flat, dotted in aliases.items())
+    own = ", ".join([f"--{name} VALUE" for name in options] + [f"--{name}" for name in flags])
+    return f"short names: {short}. This command's own: {own}."
 
 
 def readable(error: Exception, known: set[str], prog: str) -> ConfigError:

@@ -1,0 +1,113 @@
+"""A Lightning trainer with seqkit's habits: quiet, resumable, progress only for people."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+
+from seqkit.errors import ConfigError
+
+CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How long and where to train.
+
+    Attributes:
+        max_epochs: Largest number of epochs.
+        patience: Epochs without improvement of the monitored validation metric before training stops.
+        device: auto, cpu, cuda, or cuda:N.
+        precision: 32-true, bf16-mixed, bf16-true or 16-mixed, as Lightning names them.
+        threads: CPU threads for torch; 0 leaves torch's choice.
+    """
+
+    max_epochs: int = 20
+    patience: int = 5
+    device: str = "auto"
+    precision: str = "32-true"
+    threads: int = 0
+
+    def __post_init__(self):
+        if self.max_epochs < 1 or self.patience < 1:
+            raise ConfigError(
+                "trainer", expected="max_epochs and patience of 1 or more", got=f"{self.max_epochs} and {self.patience}"
+            )
+
+
+def quiet_lightning() -> None:
+    """Silence notices about hardware, workers and checkpoints that tell a user of the command nothing."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (".*does not have many workers.*", ".*GPU available but not used.*", ".*Checkpoint directory.*exists.*"):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", module="lightning", message=".*(LeafSpec|treespec|isinstance).*")
+
+
+def accelerator(device: str) -> dict[str, object]:
+    """Lightning's ``accelerator`` and ``devices`` for a device name.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return {"accelerator": "cpu", "devices": 1}
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise ConfigError("--device", expected="auto, cpu, cuda or cuda:N", got=device)
+    if not torch.cuda.is_available():
+        raise ConfigError("--device", expected="a CUDA device torch can use", got="none", remedy="Use --device cpu.")
+    return {"accelerator": "gpu", "devices": [int(index or 0)]}
+
+
+def make_trainer(folder: Path, config: TrainerConfig, *, monitor: str, mode: str, clip_norm: float) -> lightning.Trainer:
+    """Build the trainer of a run.
+
+    Args:
+        folder: Run folder; gets ``checkpoints/`` and ``log/metrics.csv``.
+        config: Trainer settings.
+        monitor: Validation metric that chooses the best checkpoint and stops training.
+        mode: ``max`` or ``min``.
+        clip_norm: Largest gradient norm.
+    """
+    quiet_lightning()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    best = ModelCheckpoint(
+        dirpath=folder / CHECKPOINTS, filename="best", monitor=monitor, mode=mode, save_last=True, enable_version_counter=False
+    )
+    callbacks = [best, EarlyStopping(monitor=monitor, mode=mode, patience=config.patience)]
+    people_watch = sys.stderr.isatty()
+    if people_watch:
+        callbacks.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
+    return lightning.Trainer(
+        **accelerator(config.device),
+        precision=config.precision,
+        max_epochs=config.max_epochs,
+        gradient_clip_val=clip_norm,
+        callbacks=callbacks,
+        logger=CSVLogger(folder, name="log", version=""),
+        default_root_dir=folder,
+        enable_progress_bar=people_watch,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        deterministic=True,
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Checkpoint to resume from, or None when the run has none yet."""
+    path = folder / CHECKPOINTS / LAST
+    return path if path.exists() else None

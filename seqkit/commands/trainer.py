@@ -10,13 +10,14 @@ from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 
 from seqkit.errors import ConfigError
+from seqkit.files import write_text
 
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
+HISTORY = "history.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,34 @@ class TrainerConfig:
             raise ConfigError(
                 "trainer", expected="max_epochs and patience of 1 or more", got=f"{self.max_epochs} and {self.patience}"
             )
+
+
+class History(Callback):
+    """Metrics of every epoch, kept in the checkpoint so that a resumed run still shows the whole curve.
+
+    Args:
+        path: CSV file, rewritten after each epoch.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        """Add the epoch and rewrite the file."""
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        self.rows.append({"epoch": trainer.current_epoch, **metrics})
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        lines = [",".join(str(row.get(name, "")) for name in names) for row in self.rows]
+        write_text(self.path, "\n".join([",".join(names), *lines]) + "\n")
+
+    def state_dict(self) -> dict:
+        """Plain rows, so that the checkpoint loads without running code."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from the rows of the checkpoint."""
+        self.rows = list(state_dict["rows"])
 
 
 def quiet_lightning() -> None:
@@ -75,7 +104,7 @@ def make_trainer(folder: Path, config: TrainerConfig, *, monitor: str, mode: str
     """Build the trainer of a run.
 
     Args:
-        folder: Run folder; gets ``checkpoints/`` and ``log/metrics.csv``.
+        folder: Run folder; gets ``checkpoints/`` and ``history.csv``.
         config: Trainer settings.
         monitor: Validation metric that chooses the best checkpoint and stops training.
         mode: ``max`` or ``min``.
@@ -85,9 +114,16 @@ def make_trainer(folder: Path, config: TrainerConfig, *, monitor: str, mode: str
     if config.threads:
         torch.set_num_threads(config.threads)
     best = ModelCheckpoint(
-        dirpath=folder / CHECKPOINTS, filename="best", monitor=monitor, mode=mode, save_last=True, enable_version_counter=False
+        dirpath=folder / CHECKPOINTS,
+        filename="best",
+        monitor=monitor,
+        mode=mode,
+        save_last=True,
+        save_on_train_epoch_end=True,  # all callbacks have then seen the epoch, so a resumed run starts with the next
+        enable_version_counter=False,
     )
-    callbacks = [best, EarlyStopping(monitor=monitor, mode=mode, patience=config.patience)]
+    stopping = EarlyStopping(monitor=monitor, mode=mode, patience=config.patience, check_on_train_epoch_end=True)
+    callbacks = [History(folder / HISTORY), stopping, best]
     people_watch = sys.stderr.isatty()
     if people_watch:
         callbacks.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
@@ -97,12 +133,11 @@ def make_trainer(folder: Path, config: TrainerConfig, *, monitor: str, mode: str
         max_epochs=config.max_epochs,
         gradient_clip_val=clip_norm,
         callbacks=callbacks,
-        logger=CSVLogger(folder, name="log", version=""),
+        logger=False,
         default_root_dir=folder,
         enable_progress_bar=people_watch,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=10,
         deterministic=True,
     )
 

@@ -59,7 +59,11 @@ def parse(
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the keys below.")
     parser.add_class_arguments(config_class)
-    known = {action.dest for action in parser._actions if action.dest != "help"} | {*aliases, *flags, *options}
+    known = {action.dest for action in parser._actions if action.dest != "help"} | {
+        *aliases,
+        *flags,
+        *options,
+    }
     try:
         namespace = parser.parse_args(argv)
         namespace.pop("config", None)
@@ -102,7 +106,10 @@ def expand_aliases(argv: Sequence[str], aliases: Mapping[str, str]) -> list[str]
         if canonical.startswith("--"):
             if seen.setdefault(canonical, name) != name:
                 raise ConfigError(
-                    name, expected=f"one name for {canonical[2:]}", got=f"{seen[canonical]} and {name}", remedy="Drop one."
+                    name,
+                    expected=f"one name for {canonical[2:]}",
+                    got=f"{seen[canonical]} and {name}",
+                    remedy="Drop one.",
                 )
             argument = canonical + equals + value
         out.append(argument)

@@ -20,7 +20,17 @@ from seqkit.files import sha256, write_json, write_text
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
 MANIFEST = "manifest.json"
-RECORDED = ("torch", "triton", "lightning", "numpy", "polars", "pyfaidx", "pysam", "biopython", "scikit-learn")
+RECORDED = (
+    "torch",
+    "triton",
+    "lightning",
+    "numpy",
+    "polars",
+    "pyfaidx",
+    "pysam",
+    "biopython",
+    "scikit-learn",
+)
 
 
 def open_run(out: str | None, task: str, config_text: str, *, resume: bool, overwrite: bool) -> Path:
@@ -44,7 +54,10 @@ def open_run(out: str | None, task: str, config_text: str, *, resume: bool, over
         shutil.rmtree(folder)
     elif occupied and not resume:
         raise ConfigError(
-            "--out", expected="an empty or new folder", got=f"{folder} with files in it", remedy="Add --resume or --overwrite."
+            "--out",
+            expected="an empty or new folder",
+            got=f"{folder} with files in it",
+            remedy="Add --resume or --overwrite.",
         )
     elif occupied:
         require_same_config(folder, config_text)
@@ -65,7 +78,12 @@ def require_same_config(folder: Path, config_text: str) -> None:
     """Refuse to resume a run under another config, naming the keys that differ."""
     stored = folder / CONFIG
     if not stored.exists():
-        raise ConfigError("--resume", expected=f"a run in {folder}", got="no config.yaml there", remedy="Name another --out.")
+        raise ConfigError(
+            "--resume",
+            expected=f"a run in {folder}",
+            got="no config.yaml there",
+            remedy="Name another --out.",
+        )
     differing = differing_keys(yaml.safe_load(stored.read_text()), yaml.safe_load(config_text))
     if differing:
         raise ConfigError(

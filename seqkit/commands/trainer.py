@@ -41,7 +41,9 @@ class TrainerConfig:
     def __post_init__(self):
         if self.max_epochs < 1 or self.patience < 1:
             raise ConfigError(
-                "trainer", expected="max_epochs and patience of 1 or more", got=f"{self.max_epochs} and {self.patience}"
+                "trainer",
+                expected="max_epochs and patience of 1 or more",
+                got=f"{self.max_epochs} and {self.patience}",
             )
 
 
@@ -77,7 +79,11 @@ def quiet_lightning() -> None:
     """Silence notices about hardware, workers and checkpoints that tell a user of the command nothing."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*GPU available but not used.*", ".*Checkpoint directory.*exists.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*GPU available but not used.*",
+        ".*Checkpoint directory.*exists.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", module="lightning", message=".*(LeafSpec|treespec|isinstance).*")
 
@@ -100,7 +106,9 @@ def accelerator(device: str) -> dict[str, object]:
     return {"accelerator": "gpu", "devices": [int(index or 0)]}
 
 
-def make_trainer(folder: Path, config: TrainerConfig, *, monitor: str, mode: str, clip_norm: float) -> lightning.Trainer:
+def make_trainer(
+    folder: Path, config: TrainerConfig, *, monitor: str, mode: str, clip_norm: float
+) -> lightning.Trainer:
     """Build the trainer of a run.
 
     Args:

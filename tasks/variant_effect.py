@@ -1,0 +1,148 @@
+"""The variant-effect objective: loss, validation metrics and predictions of a :class:`VariantEffectNet`.
+
+Legend: B alleles, K outputs, T label columns, M ensemble members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from seqkit.errors import ConfigError
+from seqkit.tasks.base import OptimConfig, SequenceTask, masked_mean
+from seqkit.tasks.metrics import metric_set
+from seqkit.tasks.variant_net import Standardise, VariantEffectNet
+
+MONITOR = {
+    "binary": ("val/auprc", "max"),
+    "multiclass": ("val/loss", "min"),
+    "continuous": ("val/loss", "min"),
+}
+CLASS_WEIGHTS = ("none", "balanced")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantLossConfig:
+    """Loss of the variant-effect task: cross-entropy for classes, squared error for values, plus penalties.
+
+    Attributes:
+        class_weights: none, or balanced (inverse class frequency in the training rows).
+        wide_penalty: Penalty on the sum of squares of the head's linear part.
+        deep_penalty: Penalty on the sum of squares of the head's hidden layer.
+    """
+
+    class_weights: str = "none"
+    wide_penalty: float = 0.07
+    deep_penalty: float = 0.01
+
+    def __post_init__(self):
+        if self.class_weights not in CLASS_WEIGHTS:
+            raise ConfigError("loss.class_weights", expected=" or ".join(CLASS_WEIGHTS), got=self.class_weights)
+        if self.wide_penalty < 0 or self.deep_penalty < 0:
+            raise ConfigError(
+                "loss", expected="penalties of 0 or more", got=f"{self.wide_penalty}, {self.deep_penalty}"
+            )
+
+
+class VariantEffectTask(SequenceTask):
+    """Trains a :class:`VariantEffectNet` on binary, multi-class or continuous labels.
+
+    Args:
+        net: The network; K = 1 per binary column, number of classes, or number of columns.
+        kind: binary, multiclass or continuous.
+        loss: Loss settings.
+        optim: Optimiser settings.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, net: VariantEffectNet, *, kind: str, loss: VariantLossConfig, optim: OptimConfig, seed: int):
+        super().__init__(net, optim, seed)
+        self.kind = kind
+        self.loss_config = loss
+        n_outputs = net.head.bias.shape[-1]
+        self.register_buffer("class_weight", torch.ones(2 if kind == "binary" else n_outputs))
+        self.label_scale = Standardise(n_outputs if kind == "continuous" else 0)
+        self.validation: list[tuple[Tensor, Tensor]] = []
+
+    def fit_statistics(self, features_BF: Tensor, labels_BT: Tensor) -> None:
+        """Take feature and label statistics and class weights from the training rows."""
+        self.net.standardise.fit(features_BF)
+        if self.kind == "continuous":
+            self.label_scale.fit(labels_BT)
+        elif self.loss_config.class_weights == "balanced":
+            known = labels_BT[~labels_BT.isnan()].long()
+            count = torch.bincount(known, minlength=len(self.class_weight)).clamp(min=1)
+            self.class_weight.copy_(len(known) / (len(self.class_weight) * count))
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean loss of the members plus the penalties."""
+        loss = self.loss(self.net(batch), batch["label"])
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["label"]), prog_bar=True)
+        return loss + self.penalty()
+
+    def loss(self, outputs_MBK: Tensor, labels_BT: Tensor) -> Tensor:
+        """Loss over known labels; every member answers for itself."""
+        valid_BT = ~labels_BT.isnan()
+        target_BT = labels_BT.nan_to_num(0.0)
+        members = len(outputs_MBK)
+        if self.kind == "multiclass":
+            target_B = target_BT[:, 0].long()
+            each_MB = functional.cross_entropy(
+                outputs_MBK.transpose(1, 2),
+                target_B.expand(members, -1),
+                weight=self.class_weight,
+                reduction="none",
+            )
+            return masked_mean(each_MB, valid_BT[:, 0].expand(members, -1))
+        target_MBT = target_BT.expand(members, -1, -1)
+        valid_MBT = valid_BT.expand(members, -1, -1)
+        if self.kind == "continuous":
+            error = outputs_MBK - (target_MBT - self.label_scale.mean) / self.label_scale.scale
+            return masked_mean(error.square(), valid_MBT)
+        each_MBT = functional.binary_cross_entropy_with_logits(outputs_MBK, target_MBT, reduction="none")
+        return masked_mean(each_MBT, valid_MBT, self.class_weight[target_MBT.long()])
+
+    def penalty(self) -> Tensor:
+        """Squared weights of the head, as a mean over members so that each keeps its own objective."""
+        head = self.net.head
+        wide = head.wide.square().sum()
+        deep = head.enter.square().sum() + head.leave.square().sum()
+        return (self.loss_config.wide_penalty * wide + self.loss_config.deep_penalty * deep) / len(head.wide)
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Keep outputs and labels; metrics need all rows at once."""
+        self.validation.append((self.net(batch).float(), batch["label"]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the loss and the metrics of the label kind over all validation rows."""
+        outputs_MBK = torch.cat([outputs for outputs, _ in self.validation], dim=1)
+        labels_BT = torch.cat([labels for _, labels in self.validation])
+        self.validation.clear()
+        self.log("val/loss", self.loss(outputs_MBK, labels_BT))
+        scores = self.decide(outputs_MBK)
+        scores = scores[:, 0] if self.kind == "binary" and scores.shape[1] == 1 else scores
+        labels = labels_BT[:, 0] if labels_BT.shape[1] == 1 else labels_BT
+        for name, metric in metric_set(self.kind).items():
+            self.log(f"val/{name}", float(metric(labels.cpu().numpy(), scores.cpu().numpy())), prog_bar=True)
+
+    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Logits (binary, multi-class) or values in label units (continuous), with the row index."""
+        return {"index": batch["index"], "outputs": self.pooled(self.net(batch).float())}
+
+    def pooled(self, outputs_MBK: Tensor) -> Tensor:
+        """Mean over members, (B, K), in label units where labels are continuous."""
+        mean_BK = outputs_MBK.mean(0)
+        if self.kind == "continuous":
+            return mean_BK * self.label_scale.scale + self.label_scale.mean
+        return mean_BK
+
+    def decide(self, outputs_MBK: Tensor) -> Tensor:
+        """Probabilities or values (B, K) of member outputs."""
+        pooled_BK = self.pooled(outputs_MBK)
+        if self.kind == "binary":
+            return pooled_BK.sigmoid()
+        return pooled_BK.softmax(-1) if self.kind == "multiclass" else pooled_BK

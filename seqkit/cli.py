@@ -96,7 +96,7 @@ def guarded(verb: str, arguments: list[str], debug: bool) -> int:
     except SeqkitError as error:
         return _failed(verb, str(error), error.exit_code, debug)
     except BrokenPipeError:
-        # The reader (head, less) has what it wanted. Point stdout elsewhere so that the interpreter's last flush is silent.
+        # The reader (head, less) has what it wanted; stdout points elsewhere so that the last flush is silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Stopped as stop:

@@ -2,9 +2,9 @@
 
 Every metric is a function ``metric(labels, scores, weights=None)``. Weights may be one weight per row or a
 matrix of R such vectors; the result is then R values. A bootstrap resample is nothing but a vector of integer
-weights, so the scores are sorted once for all resamples. Rows whose label is NaN are left out. A metric that the
-labels leave undefined (ranking metrics with one class present) is NaN, never an error: ``undefined_reason``
-says why.
+weights, so the scores are sorted once for all resamples. Rows whose label is NaN are left out. A metric that
+the labels leave undefined (ranking metrics with one class present) is NaN, never an error:
+``undefined_reason`` says why.
 
 Shape letters: N rows, C classes, T label columns, R weight vectors, K bins or tied runs.
 """
@@ -72,9 +72,10 @@ __all__ = [
     "rmse",
     "spearman",
     "undefined_reason",
+    "validation_metrics",
 ]
 
-KINDS = ("binary", "multiclass", "regression")
+KINDS = ("binary", "multiclass", "continuous")
 RELIABILITY_BINS = 15
 LOWEST_PROBABILITY = 1e-12  # log loss clips here: one certain mistake costs 27.6 nats and not infinity
 
@@ -111,9 +112,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None
     return unpack(divide((positive_RK * below_RK).sum(axis=1), pairs_R), weights)
 
 
-def average_precision(
-    labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None
-) -> float | NDArray:
+def average_precision(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float | NDArray:
     """AUPRC as average precision: precision at each threshold, weighted by the recall gained there.
 
     Args:
@@ -268,9 +267,7 @@ def r2(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -
     residual_R = w_RN @ (y_N - s_N) ** 2
     centred_N = y_N - (y_N.mean() if len(y_N) else 0.0)
     spread_R = w_RN @ centred_N**2 - divide((w_RN @ centred_N) ** 2, w_RN.sum(axis=1))
-    return unpack(
-        1 - divide(residual_R, np.where(spread_R > 1e-12 * (w_RN @ y_N**2), spread_R, 0.0)), weights
-    )
+    return unpack(1 - divide(residual_R, np.where(spread_R > 1e-12 * (w_RN @ y_N**2), spread_R, 0.0)), weights)
 
 
 def rmse(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float | NDArray:
@@ -301,9 +298,7 @@ def column_mean(metric: Metric) -> Metric:
     """A metric for labels and scores (N, T): its mean over the columns it is defined for."""
 
     @functools.wraps(metric)
-    def over_columns(
-        labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None
-    ) -> float | NDArray:
+    def over_columns(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float | NDArray:
         labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
         return nan_mean([metric(labels[:, t], scores[:, t], weights) for t in range(labels.shape[1])])
 
@@ -331,7 +326,7 @@ def metric_set(kind: str, *, threshold: float = 0.5) -> dict[str, Metric]:
     """The metrics reported for a kind of label, by the name they have in metrics.json.
 
     Args:
-        kind: ``"binary"`` (scores (N,) are probabilities), ``"multiclass"`` (N, C) or ``"regression"`` (N,).
+        kind: ``"binary"`` (scores (N,) are probabilities), ``"multiclass"`` (N, C) or ``"continuous"`` (N,).
         threshold: Probability above which a binary row is called positive, chosen on validation.
 
     Raises:
@@ -344,9 +339,22 @@ def metric_set(kind: str, *, threshold: float = 0.5) -> dict[str, Metric]:
     if kind == "multiclass":
         ranking = {"macro_auroc": one_vs_rest(auroc), "macro_auprc": one_vs_rest(average_precision)}
         return {**ranking, "mcc": mcc, "accuracy": accuracy, **probability}
-    if kind == "regression":
+    if kind == "continuous":
         return {"pearson": pearson, "spearman": spearman, "r2": r2, "rmse": rmse, "mae": mae}
     raise ConfigError("kind", expected=f"one of {', '.join(KINDS)}", got=repr(kind))
+
+
+def validation_metrics(kind: str, labels: ArrayLike, scores: ArrayLike) -> dict[str, float]:
+    """The metrics of a kind without intervals, for each epoch of a training run.
+
+    Args:
+        kind: As for :func:`metric_set`; binary calls are made at 0.5.
+        labels: (N,); or (N, T) label columns, with scores (N, T), of which each metric is averaged.
+        scores: Probabilities (N,) or (N, C), or predicted values (N,).
+    """
+    several = np.ndim(labels) == 2
+    chosen = metric_set(kind).items()
+    return {name: float((column_mean(f) if several else f)(labels, scores)) for name, f in chosen}
 
 
 def best_mcc_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -401,9 +409,7 @@ class RunningMetric(torchmetrics.Metric):
 
     def compute(self) -> torch.Tensor:
         """The metric over all rows seen, as a float32 scalar."""
-        scores, labels = (
-            torchmetrics.utilities.dim_zero_cat(x).cpu().numpy() for x in (self.scores, self.labels)
-        )
+        scores, labels = (torchmetrics.utilities.dim_zero_cat(x).cpu().numpy() for x in (self.scores, self.labels))
         return torch.tensor(float(self.metric(labels, scores)))
 
 

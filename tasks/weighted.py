@@ -11,9 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from seqkit.errors import ShapeError
 
 
-def prepare(
-    labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None
-) -> tuple[NDArray, NDArray, NDArray]:
+def prepare(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None) -> tuple[NDArray, NDArray, NDArray]:
     """Labelled rows as float64, and weights as (R, N)."""
     y_N, s = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
     if y_N.ndim != 1 or len(s) != len(y_N):
@@ -22,9 +20,7 @@ def prepare(
     missing = int(np.isnan(s[known]).sum())
     if missing:
         remedy = "Impute them, or leave the rows out for every method alike."
-        raise ShapeError(
-            "scores", expected="a number for every labelled row", got=f"{missing} NaN", remedy=remedy
-        )
+        raise ShapeError("scores", expected="a number for every labelled row", got=f"{missing} NaN", remedy=remedy)
     w_RN = np.ones((1, len(y_N))) if weights is None else np.atleast_2d(np.asarray(weights, dtype=float))
     if w_RN.shape[1] != len(y_N):
         raise ShapeError("weights", expected=f"({len(y_N)},) or (R, {len(y_N)})", got=f"shape {w_RN.shape}")
@@ -33,17 +29,13 @@ def prepare(
     return y_N[known], s[known], w_RN[:, known]
 
 
-def prepare_binary(
-    labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None
-) -> tuple[NDArray, NDArray, NDArray]:
+def prepare_binary(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None) -> tuple[NDArray, NDArray, NDArray]:
     """As :func:`prepare`; labels must be 0 or 1 and scores one per row."""
     y_N, s_N, w_RN = prepare(labels, scores, weights)
     if s_N.ndim != 1:
         raise ShapeError("scores", expected="one score per row", got=f"shape {s_N.shape}")
     if not np.isin(y_N, (0, 1)).all():
-        raise ShapeError(
-            "labels", expected="0, 1 or NaN", got=f"values such as {y_N[~np.isin(y_N, (0, 1))][0]:g}"
-        )
+        raise ShapeError("labels", expected="0, 1 or NaN", got=f"values such as {y_N[~np.isin(y_N, (0, 1))][0]:g}")
     return y_N, s_N, w_RN
 
 
@@ -53,9 +45,7 @@ def prepare_classes(
     """As :func:`prepare`; labels must be column numbers of the scores (N, C)."""
     y_N, s_NC, w_RN = prepare(labels, scores, weights)
     if not np.isin(y_N, np.arange(s_NC.shape[1])).all():
-        raise ShapeError(
-            "labels", expected=f"class numbers 0 to {s_NC.shape[1] - 1} or NaN", got="other values"
-        )
+        raise ShapeError("labels", expected=f"class numbers 0 to {s_NC.shape[1] - 1} or NaN", got="other values")
     return y_N, s_NC, w_RN
 
 
@@ -76,9 +66,7 @@ def ranks(x_N: NDArray, w_RN: NDArray) -> NDArray:
     if len(level_N) == 0:
         return np.zeros_like(w_RN)
     order = np.argsort(level_N, kind="stable")
-    mass_RK = np.add.reduceat(
-        w_RN[:, order], np.searchsorted(level_N[order], np.arange(level_N.max() + 1)), axis=1
-    )
+    mass_RK = np.add.reduceat(w_RN[:, order], np.searchsorted(level_N[order], np.arange(level_N.max() + 1)), axis=1)
     return (np.cumsum(mass_RK, axis=1) - 0.5 * mass_RK)[:, level_N]
 
 
@@ -89,7 +77,7 @@ def correlation(a_RN: NDArray, b_RN: NDArray, w_RN: NDArray) -> NDArray:
 
 
 def _centred(x_RN: NDArray, w_RN: NDArray) -> tuple[NDArray, NDArray]:
-    """Deviations from the mean and their norm, which is exactly 0 when only rounding is left of a constant."""
+    """Deviations from the mean and their norm, exactly 0 when only rounding is left."""
     size_R = (w_RN * x_RN**2).sum(axis=1)
     x_RN = x_RN - divide((w_RN * x_RN).sum(axis=1), w_RN.sum(axis=1))[:, None]
     square_R = (w_RN * x_RN**2).sum(axis=1)

@@ -171,9 +171,7 @@ def test_rows_without_label_do_not_count(metric):
     keep = ~np.isnan(holes)
     assert metric(holes, holed_scores) == pytest.approx(metric(labels[keep], scores[keep]))
     weights = np.random.default_rng(0).integers(0, 3, (5, 60))
-    np.testing.assert_allclose(
-        metric(holes, scores, weights), metric(labels[keep], scores[keep], weights[:, keep])
-    )
+    np.testing.assert_allclose(metric(holes, scores, weights), metric(labels[keep], scores[keep], weights[:, keep]))
 
 
 def test_columns_with_their_own_holes():
@@ -187,9 +185,7 @@ def test_fold_mean_is_the_mean_of_the_folds():
     folds = np.arange(90) % 3
     expected = np.mean([m.auroc(labels[folds == k], scores[folds == k]) for k in range(3)])
     assert m.fold_mean(m.auroc, folds)(labels, scores) == pytest.approx(expected)
-    result = m.bootstrap_interval(
-        m.fold_mean(m.auroc, folds), labels, scores, groups=np.arange(90) // 9, n=50
-    )
+    result = m.bootstrap_interval(m.fold_mean(m.auroc, folds), labels, scores, groups=np.arange(90) // 9, n=50)
     assert result.low < expected < result.high
 
 
@@ -267,11 +263,19 @@ def test_every_metric_of_a_kind_has_an_interval(kind):
 
 def test_metric_set_uses_the_threshold():
     labels, scores = sample(80)
-    assert m.metric_set("binary", threshold=0.9)["mcc"](labels, scores) == m.mcc(
-        labels, scores, threshold=0.9
-    )
-    with pytest.raises(ConfigError, match="binary, multiclass, regression"):
+    assert m.metric_set("binary", threshold=0.9)["mcc"](labels, scores) == m.mcc(labels, scores, threshold=0.9)
+    with pytest.raises(ConfigError, match="binary, multiclass, continuous"):
         m.metric_set("ordinal")
+
+
+def test_validation_metrics_of_one_and_of_several_columns():
+    labels, scores = sample(80)
+    one = m.validation_metrics("binary", labels, scores)
+    assert one["auroc"] == m.auroc(labels, scores)
+    holes = np.where(np.arange(80) < 40, labels, np.nan)
+    two = m.validation_metrics("binary", np.stack([labels, holes], 1), np.stack([scores, scores], 1))
+    assert two["auroc"] == pytest.approx((one["auroc"] + m.auroc(labels[:40], scores[:40])) / 2)
+    assert set(m.validation_metrics("continuous", labels, scores)) == {"pearson", "spearman", "r2", "rmse", "mae"}
 
 
 @pytest.mark.parametrize(

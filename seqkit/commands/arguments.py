@@ -68,7 +68,7 @@ def parse(
         namespace = parser.parse_args(argv)
         namespace.pop("config", None)
         namespace.pop("__default_config__", None)
-        resolved = parser.dump(namespace, skip_none=False)
+        resolved = parser.dump(namespace, skip_unset=False)
         values = parser.instantiate(namespace)
         config = config_class(**{key: values[key] for key in config_class.__dataclass_fields__})
     except ConfigError:
@@ -139,6 +139,6 @@ def unknown_key(name: str, known: set[str], prefix: str = "--") -> ConfigError:
     leaves = {key.rsplit(".", 1)[-1]: key for key in sorted(known, reverse=True)}
     pool = [*known, *leaves]
     near = difflib.get_close_matches(name, pool, n=1, cutoff=0.5)
-    nearest = leaves.get(near[0], near[0]) if near else None
+    nearest = (near[0] if near[0] in known else leaves[near[0]]) if near else None
     remedy = f"Did you mean {prefix}{nearest}?" if nearest else "See --print-config for all keys."
     return ConfigError(prefix + name, expected="a known key", got="an unknown one", remedy=remedy)

@@ -74,7 +74,7 @@ def parse(
     except ConfigError:
         raise
     except Exception as error:
-        raise readable(error, known, prog) from error
+        raise readable(error, keys, flat, prog) from error
     return config, own, resolved
 
 
@@ -123,7 +123,7 @@ def help_epilog(aliases: Mapping[str, str], flags: Sequence[str], options: Seque
     return f"short names: {short}. This command's own: {own}."
 
 
-def readable(error: Exception, known: set[str], prog: str) -> ConfigError:
+def readable(error: Exception, keys: set[str], flat: set[str], prog: str) -> ConfigError:
     """Turn a parser's error into one line that names the nearest key."""
     text = " ".join(str(error).split())
     match = UNKNOWN_KEY.search(text)
@@ -131,7 +131,7 @@ def readable(error: Exception, known: set[str], prog: str) -> ConfigError:
         return ConfigError("arguments", expected="valid settings", got=text.rstrip("."), remedy=f"See {prog} --help.")
     name = match.group("flag") or match.group("key")
     flag = match.group("flag") is not None
-    return unknown_key(name, known, prefix="--" if flag else "")
+    return unknown_key(name, keys | flat if flag else keys, prefix="--" if flag else "")
 
 
 def unknown_key(name: str, known: set[str], prefix: str = "--") -> ConfigError:

@@ -59,11 +59,8 @@ def parse(
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the keys below.")
     parser.add_class_arguments(config_class)
-    known = {action.dest for action in parser._actions if action.dest != "help"} | {
-        *aliases,
-        *flags,
-        *options,
-    }
+    keys = {action.dest for action in parser._actions if action.dest != "help"}
+    flat = {*aliases, *flags, *options}
     try:
         namespace = parser.parse_args(argv)
         namespace.pop("config", None)

@@ -1,0 +1,110 @@
+"""Embedding and stack as one module.
+
+Legend: B batch, L length, C float channels, D channels (2D for both strands of an equivariant backbone).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from seqkit.backbones.config import BackboneConfig
+from seqkit.backbones.embed import Embedding
+from seqkit.backbones.equivariant import EquivariantEmbedding, EquivariantStack
+from seqkit.backbones.stack import Stack
+from seqkit.errors import ConfigError
+
+
+class Backbone(nn.Module):
+    """Hidden states of tokens, of numbers, or of both.
+
+    Args:
+        config: Settings.
+
+    Example:
+        >>> backbone = Backbone(BackboneConfig(d_model=64, layout="mamba2*2"))
+        >>> hidden, state = backbone(torch.randint(7, 11, (2, 100)))
+        >>> hidden.shape
+        torch.Size([2, 100, 64])
+    """
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.config = config
+        if config.rc_equivariant:
+            self.embed = EquivariantEmbedding(config)
+            self.stack = EquivariantStack(config)
+        else:
+            self.embed = Embedding(config.d_model, vocab_size=config.vocab_size, n_channels=config.n_channels)
+            self.stack = Stack(config)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a hidden state depends on nothing behind its position."""
+        return not (self.config.bidirectional or self.config.rc_equivariant)
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of the hidden states: ``d_model``, twice that when equivariant."""
+        return self.config.d_model * (2 if self.config.rc_equivariant else 1)
+
+    def require_causal(self, purpose: str) -> None:
+        """Refuse a use that needs hidden states blind to what follows.
+
+        Args:
+            purpose: What the caller wants, for the message.
+
+        Raises:
+            ConfigError: The backbone is bidirectional or equivariant; either would see the answer.
+        """
+        if not self.is_causal:
+            setting = "rc_equivariant" if self.config.rc_equivariant else "bidirectional"
+            raise ConfigError(
+                setting,
+                expected=f"false for {purpose}",
+                got="true",
+                remedy="Such a backbone sees the next token; use a masked objective or a causal backbone.",
+            )
+
+    def forward(
+        self,
+        ids_BL: Tensor | None = None,
+        *,
+        channels: Tensor | None = None,
+        state: Any = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Run a batch, a chunk of one, or packed segments.
+
+        Args:
+            ids_BL: Token ids (B, L) of any integer type; None when ``vocab_size`` is 0.
+            channels: Float channels (B, L, C) when ``n_channels`` is C.
+            state: State returned for the chunk before; None at the start.
+            cu_seqlens: (S + 1,) int32 bounds of packed segments (B = 1); the state then has S rows.
+
+        Returns:
+            Hidden states (B, L, D) and the state to continue from.
+        """
+        return self.stack(self.embed(ids_BL, channels), state, cu_seqlens=cu_seqlens)
+
+    def step(self, ids_B: Tensor | None, state: Any, *, channels: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Advance one position per sequence.
+
+        Args:
+            ids_B: Token ids (B,); None when ``vocab_size`` is 0.
+            state: State so far, from ``initial_state`` or ``forward``.
+            channels: Float channels (B, C) when ``n_channels`` is C.
+
+        Returns:
+            Hidden state (B, D) and the next state.
+
+        Raises:
+            ConfigError: The backbone is not causal.
+        """
+        self.require_causal("step (a two-sweep stream of seqkit.inference reads both sides)")
+        return self.stack.step(self.embed(ids_B, channels), state)
+
+    def initial_state(self, batch: int) -> Any:
+        """The state before the first position of ``batch`` sequences."""
+        return self.stack.initial_state(batch)

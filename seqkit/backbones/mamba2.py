@@ -1,0 +1,163 @@
+"""The Mamba-2 block: one projection, convolution, state-space-dual scan, gated norm.
+
+Legend: B batch, L length, D channels of the block, E = expand * D inner channels, H heads, P head size (E = H * P),
+G groups, N state size, S sequences.
+
+Reference: Dao and Gu 2024, Transformers are SSMs, sections 6 and 7, figure 6 (parallel projections).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from seqkit.backbones.conv import DepthwiseConv
+from seqkit.backbones.mixer import ProjectedMixer
+from seqkit.backbones.norm import GatedRMSNorm
+from seqkit.backbones.parameters import KeepsFloat32, Linear, time_step_bias
+from seqkit.backbones.state import Mamba2State
+from seqkit.errors import ConfigError
+from seqkit.kernels import ssd_scan, ssd_step
+
+
+class Mamba2Core(KeepsFloat32):
+    """Convolution, scan and gated norm of one direction.
+
+    Args:
+        d_model: Width D of the block.
+        d_state: State size N.
+        d_conv: Taps of the convolution.
+        expand: Inner width over D.
+        headdim: Head size P; divides the inner width.
+        ngroups: Groups G that share B and C; divides the number of heads.
+        A_init_range: Initial decay rates are uniform in this range.
+        dt_min: Smallest initial time step; a head forgets over about 1 / dt steps.
+        dt_max: Largest initial time step.
+        dt_init_floor: No initial time step is smaller.
+        conv_bias: Whether the convolution has a bias.
+        norm_eps: Added to the mean square inside the gated norm.
+
+    Raises:
+        ConfigError: ``headdim`` or ``ngroups`` does not divide what it should.
+    """
+
+    float32_parameters = ("A_log", "D", "dt_bias")
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_state: int = 128,
+        d_conv: int = 4,
+        expand: int = 2,
+        headdim: int = 64,
+        ngroups: int = 1,
+        A_init_range: tuple[float, float] = (1.0, 16.0),
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        norm_eps: float = 1e-5,
+    ):
+        super().__init__()
+        self.d_model, self.d_state, self.d_inner = d_model, d_state, expand * d_model
+        self.headdim, self.ngroups = headdim, ngroups
+        self.nheads = _divide("headdim", self.d_inner, headdim, "the inner width")
+        _divide("ngroups", self.nheads, ngroups, "the number of heads")
+        self._rate_range, self._dt_range = A_init_range, (dt_min, dt_max, dt_init_floor)
+        conv_width = self.d_inner + 2 * ngroups * d_state
+        self._split = [self.d_inner, conv_width, self.nheads]
+        self.projection_width = sum(self._split)
+        self.conv1d = DepthwiseConv(conv_width, d_conv, bias=conv_bias)
+        self.dt_bias = nn.Parameter(torch.empty(self.nheads, dtype=torch.float32))
+        self.A_log = nn.Parameter(torch.empty(self.nheads, dtype=torch.float32))
+        self.D = nn.Parameter(torch.empty(self.nheads, dtype=torch.float32))
+        self.norm = GatedRMSNorm(self.d_inner, group_size=self.d_inner // ngroups, eps=norm_eps)
+        self.mark_parameters()
+        Mamba2Core.reset_parameters(self)
+
+    def reset_parameters(self) -> None:
+        """Draw time steps log-uniformly, decay rates uniformly; set the skip weights to one."""
+        with torch.no_grad():
+            self.dt_bias.copy_(time_step_bias(self.dt_bias.shape, *self._dt_range))
+            self.A_log.copy_(torch.empty_like(self.A_log).uniform_(*self._rate_range).log())
+            self.D.fill_(1.0)
+
+    def initial_state(self, batch: int) -> Mamba2State:
+        """Zeros for ``batch`` sequences."""
+        dtype = torch.promote_types(self.A_log.dtype, torch.float32)
+        ssm = self.A_log.new_zeros(batch, self.nheads, self.headdim, self.d_state, dtype=dtype)
+        return Mamba2State(self.conv1d.initial_state(batch), ssm)
+
+    def scan(
+        self, zxbcdt: Tensor, state: Mamba2State | None, *, cu_seqlens: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, Mamba2State]:
+        """Run the core on the input projection (B, L, E + E + 2GN + H); returns (B, L, E) and the next state."""
+        z_BLE, xbc, dt_BLH = zxbcdt.split(self._split, dim=-1)
+        conv, ssm = (None, None) if state is None else (state.conv, state.ssm)
+        xbc, conv = self.conv1d(xbc, conv, cu_seqlens=cu_seqlens, reverse=reverse)
+        x_BLHP, B_BLGN, C_BLGN = self._heads(xbc)
+        y_BLHP, ssm = ssd_scan(
+            x_BLHP,
+            dt_BLH,
+            -self.A_log.exp(),
+            B_BLGN,
+            C_BLGN,
+            D=self.D,
+            dt_bias=self.dt_bias,
+            dt_softplus=True,
+            initial_state=ssm,
+            return_final_state=True,
+            reverse=reverse,
+            cu_seqlens=cu_seqlens,
+        )
+        return self.norm(y_BLHP.flatten(-2), z_BLE), Mamba2State(conv, ssm)
+
+    def scan_step(self, zxbcdt: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
+        """Advance the core by one token per sequence."""
+        z_BE, xbc, dt_BH = zxbcdt.split(self._split, dim=-1)
+        xbc, conv = self.conv1d.step(xbc, state.conv)
+        x_BHP, B_BGN, C_BGN = self._heads(xbc)
+        y_BHP, ssm = ssd_step(
+            x_BHP,
+            dt_BH,
+            -self.A_log.exp(),
+            B_BGN,
+            C_BGN,
+            state.ssm,
+            D=self.D,
+            dt_bias=self.dt_bias,
+            dt_softplus=True,
+        )
+        return self.norm(y_BHP.flatten(-2), z_BE), Mamba2State(conv, ssm)
+
+    def _heads(self, xbc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of the convolved projection: x by heads, B and C by groups."""
+        groups = (self.ngroups, self.d_state)
+        width = self.ngroups * self.d_state
+        x, B, C = xbc.split([self.d_inner, width, width], dim=-1)
+        return x.unflatten(-1, (self.nheads, self.headdim)), B.unflatten(-1, groups), C.unflatten(-1, groups)
+
+
+class Mamba2(ProjectedMixer, Mamba2Core):
+    """The Mamba-2 block with the original's parameter names, so that published weights load one to one.
+
+    Args:
+        d_model: Width D.
+        bias: Whether the input and output projections have biases.
+        options: Keyword arguments of :class:`Mamba2Core`: ``d_state``, ``d_conv``, ``expand``, ``headdim``,
+            ``ngroups``, ``A_init_range``, ``dt_min``, ``dt_max``, ``dt_init_floor``, ``conv_bias``, ``norm_eps``.
+    """
+
+    Core = Mamba2Core
+
+    def __init__(self, d_model: int, *, bias: bool = False, **options):
+        super().__init__(d_model, **options)
+        self.in_proj = Linear(d_model, self.projection_width, bias=bias)
+        self.out_proj = Linear(self.d_inner, d_model, bias=bias)
+
+
+def _divide(argument: str, whole: int, part: int, meaning: str) -> int:
+    if part < 1 or whole % part:
+        raise ConfigError(argument, expected=f"a divisor of {meaning}, {whole}", got=str(part))
+    return whole // part

@@ -1,0 +1,138 @@
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from seqkit.backbones import Backbone, BackboneConfig
+from seqkit.errors import ConfigError, ShapeError
+
+SMALL = {"d_model": 16, "headdim": 8, "d_state": 6, "attention_headdim": 8}
+LAYOUTS = ["mamba1*2", "mamba2*2", "mamba2 attention mamba1"]
+
+
+def make(layout="mamba1 mamba2", **settings):
+    return Backbone(BackboneConfig(**SMALL, layout=layout, **settings))
+
+
+def tokens(length, batch=2):
+    return torch.randint(7, 11, (batch, length))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_reach_every_parameter(layout, bidirectional):
+    model = make(layout, bidirectional=bidirectional, n_channels=2)
+    hidden, _ = model(tokens(10), channels=torch.randn(2, 10, 2))
+    assert hidden.shape == (2, 10, 16)
+    hidden.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_chunks_and_steps_equal_the_whole(layout):
+    model, ids = make(layout, n_channels=1).double(), tokens(12)
+    channels = torch.randn(2, 12, 1, dtype=torch.float64)
+    whole, final = model(ids, channels=channels)
+    first, state = model(ids[:, :7], channels=channels[:, :7])
+    parts = [first]
+    for t in range(7, 12):
+        hidden, state = model.step(ids[:, t], state, channels=channels[:, t])
+        parts.append(hidden[:, None])
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(tree_leaves(state), tree_leaves(final), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_causal_models_do_not_see_the_future(layout):
+    model, ids = make(layout), tokens(12)
+    assert model.is_causal
+    model.require_causal("anything")
+    changed = ids.clone()
+    changed[:, 5] = 17 - changed[:, 5]
+    before, after = model(ids)[0], model(changed)[0]
+    torch.testing.assert_close(after[:, :5], before[:, :5], rtol=0, atol=0)
+    assert ((after[:, 5:] - before[:, 5:]).abs().amax(-1) > 0).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bidirectional_models_see_both_sides(layout):
+    model, ids = make(layout, bidirectional=True), tokens(12)
+    assert not model.is_causal
+    changed = ids.clone()
+    changed[:, 5] = 17 - changed[:, 5]
+    assert ((model(ids)[0] - model(changed)[0]).abs().amax(-1) > 0).all()
+    with pytest.raises(ConfigError, match="bidirectional"):
+        model.step(ids[:, 0], model.initial_state(2))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_equals_separate(layout):
+    model, parts = make(layout).double(), [tokens(n, batch=1) for n in (3, 8, 1)]
+    packed, state = model(torch.cat(parts, dim=1), cu_seqlens=torch.tensor([0, 3, 11, 12], dtype=torch.int32))
+    separate = [model(part) for part in parts]
+    torch.testing.assert_close(packed, torch.cat([h for h, _ in separate], dim=1), rtol=1e-9, atol=1e-11)
+    mamba = len(model.stack.blocks) - 1
+    for i, (_, own) in enumerate(separate):
+        torch.testing.assert_close(state.blocks[mamba].ssm[i : i + 1], own.blocks[mamba].ssm)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_recomputing_activations_changes_nothing(layout):
+    ids, gradients = tokens(10), []
+    plain = make(layout, dropout=0.3)
+    for checkpoint in (False, True):
+        model = make(layout, dropout=0.3, checkpoint=checkpoint)
+        model.load_state_dict(plain.state_dict())
+        torch.manual_seed(1)
+        hidden, _ = model(ids)
+        hidden.square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_dropout_only_in_training():
+    model, ids = make(dropout=0.5), tokens(9)
+    assert not torch.equal(model(ids)[0], model(ids)[0])
+    model.eval()
+    assert torch.equal(model(ids)[0], model(ids)[0])
+
+
+def test_numeric_input_only():
+    model = Backbone(BackboneConfig(**SMALL, layout="mamba1", vocab_size=0, n_channels=4))
+    values = torch.randn(2, 9, 4)
+    hidden, _ = model(channels=values)
+    assert hidden.shape == (2, 9, 16)
+    step, _ = model.step(None, model.initial_state(2), channels=values[:, 0])
+    torch.testing.assert_close(step, hidden[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_ids_of_any_integer_type(dtype):
+    model, ids = make(), tokens(5)
+    torch.testing.assert_close(model(ids.to(dtype))[0], model(ids)[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "ids", "channels", "message"),
+    [
+        ({}, None, None, "ids: expected a tensor"),
+        ({}, tokens(3), torch.randn(2, 3, 1), "channels: expected None"),
+        ({"n_channels": 2}, tokens(3), None, "channels: expected a tensor"),
+        ({"n_channels": 2}, tokens(3), torch.randn(2, 3, 1), "2 in the last dimension"),
+        ({"n_channels": 2, "vocab_size": 0}, tokens(3), torch.randn(2, 3, 2), "ids: expected None"),
+    ],
+)
+def test_inputs_that_do_not_fit(settings, ids, channels, message):
+    with pytest.raises(ShapeError, match=message):
+        make(**settings)(ids, channels=channels)
+
+
+def test_hidden_width():
+    assert make().hidden_width == 16
+    assert make(rc_equivariant=True).hidden_width == 32
+
+
+def test_long_context_setting_reaches_the_time_steps():
+    model = Backbone(BackboneConfig(d_model=256, layout="mamba1", dt_min=1e-6, dt_max=1e-4))
+    dt = torch.nn.functional.softplus(model.stack.blocks[0].mixer.dt_proj.bias.double())
+    assert dt.min() < 2e-6
+    assert dt.max() < 1.01e-4

@@ -1,2 +1,23 @@
+"""Scans, convolution and norms that the models are made of, and the choice of who computes them."""
+
 if not __name__.startswith("seqkit."):
     raise ImportError("import seqkit.kernels, not kernels")
+
+from seqkit.kernels.conv.function import causal_conv
+from seqkit.kernels.dispatch import provider_for
+from seqkit.kernels.norm.function import gated_rms_norm, rms_norm
+from seqkit.kernels.selective.function import selective_scan
+from seqkit.kernels.ssd.function import ssd_scan
+from seqkit.kernels.steps import conv_step, selective_step, ssd_step
+
+__all__ = [
+    "causal_conv",
+    "conv_step",
+    "gated_rms_norm",
+    "provider_for",
+    "rms_norm",
+    "selective_scan",
+    "selective_step",
+    "ssd_scan",
+    "ssd_step",
+]

@@ -1,0 +1,79 @@
+"""Which provider runs an op: PyTorch reference or Triton, by device, dtype and ``SEQKIT_KERNELS``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from functools import cache
+from types import ModuleType
+
+import torch
+
+from seqkit.errors import ConfigError
+
+ENVIRONMENT_VARIABLE = "SEQKIT_KERNELS"
+CHOICES = ("auto", "reference", "triton")
+
+# provider -> op -> module that implements it; a provider without a row for an op cannot run that op
+PROVIDERS: dict[str, dict[str, str]] = {
+    "reference": {
+        "selective_scan": "seqkit.kernels.selective.reference",
+        "ssd_scan": "seqkit.kernels.ssd.reference",
+        "causal_conv": "seqkit.kernels.conv.reference",
+        "rms_norm": "seqkit.kernels.norm.reference",
+        "gated_rms_norm": "seqkit.kernels.norm.reference",
+    },
+    "triton": {},
+}
+
+
+@cache
+def triton_installed() -> bool:
+    """Whether Triton can be imported (without importing it)."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def provider_for(op: str, x: torch.Tensor) -> str:
+    """Name of the provider that ``op`` uses for operands like ``x``.
+
+    Args:
+        op: Name of a public op, for example ``"selective_scan"``.
+        x: Its first operand; device and dtype decide under ``SEQKIT_KERNELS=auto``.
+
+    Returns:
+        ``"reference"`` or ``"triton"``.
+
+    Raises:
+        ConfigError: ``SEQKIT_KERNELS`` is unknown, the op is unknown, or Triton was asked for by name and cannot
+            run this op on these operands.
+    """
+    choice = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    if choice not in CHOICES:
+        raise ConfigError(ENVIRONMENT_VARIABLE, expected="one of " + ", ".join(CHOICES), got=repr(choice))
+    if op not in PROVIDERS["reference"]:
+        known = ", ".join(sorted(PROVIDERS["reference"]))
+        raise ConfigError("op", expected=f"one of {known}", got=repr(op))
+    if choice == "triton":
+        _require_triton(op, x)
+        return "triton"
+    if choice == "reference" or not x.is_cuda or x.dtype == torch.float64:
+        return "reference"
+    return "triton" if op in PROVIDERS["triton"] and triton_installed() else "reference"
+
+
+def _require_triton(op: str, x: torch.Tensor) -> None:
+    remedy = f"Set {ENVIRONMENT_VARIABLE}=auto or reference."
+    if op not in PROVIDERS["triton"]:
+        raise ConfigError(
+            ENVIRONMENT_VARIABLE, expected=f"a provider with a kernel for {op}", got="'triton'", remedy=remedy
+        )
+    if not triton_installed():
+        raise ConfigError(ENVIRONMENT_VARIABLE, expected="an installed Triton", got="'triton'", remedy=remedy)
+    if x.dtype == torch.float64:
+        raise ConfigError(ENVIRONMENT_VARIABLE, expected="a provider that runs float64", got="'triton'", remedy=remedy)
+
+
+def implementation(op: str, provider: str) -> ModuleType:
+    """Module of ``provider`` that implements ``op``; imported on first use, so Triton loads only where it runs."""
+    return importlib.import_module(PROVIDERS[provider][op])

@@ -1,0 +1,193 @@
+"""Public RMS norms: checks, custom ops for forward and backward, autograd.
+
+Legend: D channels, K groups of D / K channels; leading dimensions are free.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seqkit.errors import ShapeError
+from seqkit.kernels import dispatch
+from seqkit.kernels.numbers import accumulate_dtype
+from seqkit.kernels.registration import autocast_off, refuse_double_backward
+from seqkit.kernels.validate import check_groups, check_rank, check_tensor
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, *, residual: Tensor | None = None, eps: float = 1e-5
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Normalise by the root mean square over the last dimension, after adding to a float32 residual stream.
+
+    Args:
+        x: (..., D), float32, bfloat16 or float16 (float64 runs in float64).
+        weight: (D,), float32.
+        residual: Residual stream (..., D), float32; it never drops to x's precision.
+        eps: Added to the mean square.
+
+    Returns:
+        y (..., D) in x's dtype; with a residual ``(y, x + residual)``, the latter in float32.
+
+    Raises:
+        ShapeError: A shape, dtype, device or layout does not fit.
+
+    Reference:
+        Zhang and Sennrich, Root Mean Square Layer Normalization, 2019, section 4.
+    """
+    _check_rows(x, weight)
+    provider = dispatch.provider_for("rms_norm", x)
+    if residual is None:
+        return torch.ops.seqkit.rms_norm_fwd(x, weight, None, eps, provider)[0]
+    letters = "(..., D)"
+    check_tensor("residual", residual, tuple(x.shape), letters, x, wide=True)
+    y, total = torch.ops.seqkit.rms_norm_fwd(x, weight, residual, eps, provider)
+    return y, total
+
+
+def gated_rms_norm(
+    x: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    *,
+    eps: float = 1e-5,
+    group_size: int | None = None,
+    norm_before_gate: bool = False,
+) -> Tensor:
+    """RMS norm with a silu gate: norm(x * silu(z)), or norm(x) * silu(z) with ``norm_before_gate``.
+
+    Args:
+        x: (..., D).
+        z: Gate (..., D).
+        weight: (D,), float32.
+        eps: Added to the mean square.
+        group_size: Channels normalised together; divides D. None: all.
+        norm_before_gate: Gate after the norm instead of before.
+
+    Returns:
+        y (..., D) in x's dtype.
+
+    Raises:
+        ShapeError: A shape, dtype, device or layout does not fit.
+
+    Reference:
+        Dao and Gu, Transformers are SSMs, 2024, section 7.2.
+    """
+    _check_rows(x, weight)
+    check_tensor("z", z, tuple(x.shape), "(..., D)", x)
+    size = x.shape[-1] if group_size is None else group_size
+    check_groups("group_size", size, x.shape[-1], "D")
+    provider = dispatch.provider_for("gated_rms_norm", x)
+    return torch.ops.seqkit.gated_rms_norm_fwd(x, z, weight, eps, size, norm_before_gate, provider)
+
+
+def _check_rows(x: Tensor, weight: Tensor) -> None:
+    if x.dim() < 1 or x.shape[-1] < 1:
+        raise ShapeError("x", expected="at least one dimension of at least one channel", got=str(tuple(x.shape)))
+    check_tensor("x", x, tuple(x.shape), "(..., D)", x)
+    check_rank("weight", weight, 1, "(D,)")
+    check_tensor("weight", weight, (x.shape[-1],), "(D,)", x, wide=True)
+
+
+@torch.library.custom_op("seqkit::rms_norm_fwd", mutates_args=())
+def rms_norm_fwd(
+    x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, provider: str
+) -> tuple[Tensor, Tensor]:
+    """(y, x + residual); the second is empty without a residual."""
+    with autocast_off(x):
+        return dispatch.implementation("rms_norm", provider).rms_norm_forward(x, weight, residual, eps)
+
+
+@rms_norm_fwd.register_fake
+def _(x, weight, residual, eps, provider):
+    return x.new_empty(x.shape), x.new_empty(0 if residual is None else x.shape, dtype=accumulate_dtype(x))
+
+
+@torch.library.custom_op("seqkit::rms_norm_bwd", mutates_args=())
+def rms_norm_bwd(
+    dy: Tensor, dtotal: Tensor | None, x: Tensor, total: Tensor, weight: Tensor, eps: float, provider: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, residual; the last is empty without a residual."""
+    with autocast_off(x):
+        return dispatch.implementation("rms_norm", provider).rms_norm_backward(dy, dtotal, x, total, weight, eps)
+
+
+@rms_norm_bwd.register_fake
+def _(dy, dtotal, x, total, weight, eps, provider):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), total.new_empty(total.shape)
+
+
+def _setup_rms_norm(ctx, inputs, output):
+    x, weight, residual, ctx.eps, ctx.provider = inputs
+    ctx.residual_dtype = None if residual is None else residual.dtype
+    ctx.save_for_backward(x, output[1], weight)
+    ctx.set_materialize_grads(False)
+
+
+def _backward_rms_norm(ctx, dy, dtotal):
+    x, total, weight = ctx.saved_tensors
+    dy = x.new_zeros(x.shape) if dy is None else dy
+    dtotal = dtotal if ctx.residual_dtype is not None else None
+    dx, dweight, dresidual = torch.ops.seqkit.rms_norm_bwd(dy, dtotal, x, total, weight, ctx.eps, ctx.provider)
+    dresidual = None if ctx.residual_dtype is None else dresidual.to(ctx.residual_dtype)
+    return dx, dweight, dresidual, None, None
+
+
+rms_norm_fwd.register_autograd(_backward_rms_norm, setup_context=_setup_rms_norm)
+refuse_double_backward(rms_norm_bwd, "rms_norm")
+
+
+@torch.library.custom_op("seqkit::gated_rms_norm_fwd", mutates_args=())
+def gated_rms_norm_fwd(
+    x: Tensor, z: Tensor, weight: Tensor, eps: float, group_size: int, norm_before_gate: bool, provider: str
+) -> Tensor:
+    """Y in x's dtype."""
+    with autocast_off(x):
+        return dispatch.implementation("gated_rms_norm", provider).gated_rms_norm_forward(
+            x, z, weight, eps, group_size, norm_before_gate
+        )
+
+
+@gated_rms_norm_fwd.register_fake
+def _(x, z, weight, eps, group_size, norm_before_gate, provider):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("seqkit::gated_rms_norm_bwd", mutates_args=())
+def gated_rms_norm_bwd(
+    dy: Tensor,
+    x: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool,
+    provider: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, z, weight."""
+    with autocast_off(x):
+        return dispatch.implementation("gated_rms_norm", provider).gated_rms_norm_backward(
+            dy, x, z, weight, eps, group_size, norm_before_gate
+        )
+
+
+@gated_rms_norm_bwd.register_fake
+def _(dy, x, z, weight, eps, group_size, norm_before_gate, provider):
+    return x.new_empty(x.shape), z.new_empty(z.shape), weight.new_empty(weight.shape)
+
+
+def _setup_gated(ctx, inputs, output):
+    x, z, weight, ctx.eps, ctx.group_size, ctx.norm_before_gate, ctx.provider = inputs
+    ctx.save_for_backward(x, z, weight)
+
+
+def _backward_gated(ctx, dy):
+    x, z, weight = ctx.saved_tensors
+    grads = torch.ops.seqkit.gated_rms_norm_bwd(
+        dy, x, z, weight, ctx.eps, ctx.group_size, ctx.norm_before_gate, ctx.provider
+    )
+    return *grads, None, None, None, None
+
+
+gated_rms_norm_fwd.register_autograd(_backward_gated, setup_context=_setup_gated)
+refuse_double_backward(gated_rms_norm_bwd, "gated_rms_norm")

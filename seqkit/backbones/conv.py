@@ -56,7 +56,7 @@ class DepthwiseConv(KeepsFloat32):
 
     def step(self, x_BD: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Convolve one token per sequence."""
-        return conv_step(x_BD, state, self.weight[:, 0], bias=self.bias, activation="silu")
+        return conv_step(x_BD, self.weight[:, 0], state, bias=self.bias, activation="silu")
 
     def initial_state(self, batch: int) -> Tensor:
         """Zeros (batch, W - 1, D) in float32, or float64 for a float64 module."""

@@ -1,7 +1,4 @@
-"""Root-mean-square norms.
-
-Legend: B batch, L length, D channels.
-"""
+"""Root-mean-square norms."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from seqkit.kernels import gated_rms_norm, rms_norm
 
 
 class RMSNorm(KeepsFloat32):
-    """RMSNorm that can add a residual first.
+    """RMSNorm over the last dimension.
 
     Args:
         d_model: Width D.
@@ -37,6 +34,34 @@ class RMSNorm(KeepsFloat32):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., D)."""
         return rms_norm(x, self.weight, eps=self.eps)
+
+
+class ResidualNorm(RMSNorm):
+    """Adds a block's output to the residual stream and normalises the sum, in one pass over memory.
+
+    Args:
+        d_model: Width D.
+        eps: Added to the mean square.
+        in_fp32: Whether the stream is float32 (float64 for float64 input) whatever the blocks compute in.
+    """
+
+    def __init__(self, d_model: int, eps: float = 1e-5, *, in_fp32: bool = True):
+        super().__init__(d_model, eps)
+        self.in_fp32 = in_fp32
+
+    def forward(self, y: Tensor, stream: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the normalised sum in y's dtype, and the sum.
+
+        Args:
+            y: What the last block adds (..., D); the embedding in front of the first block.
+            stream: Sum so far (..., D); None in front of the first block.
+        """
+        if not self.in_fp32:
+            stream = y if stream is None else stream + y
+            return super().forward(stream), stream
+        if stream is None:
+            return super().forward(y), y.to(torch.promote_types(y.dtype, torch.float32))
+        return rms_norm(y, self.weight, residual=stream, eps=self.eps)
 
 
 class GatedRMSNorm(KeepsFloat32):

@@ -16,7 +16,7 @@ from seqkit.backbones.bidirectional import Bidirectional
 from seqkit.backbones.config import BackboneConfig
 from seqkit.backbones.mamba1 import Mamba1
 from seqkit.backbones.mamba2 import Mamba2
-from seqkit.backbones.norm import RMSNorm
+from seqkit.backbones.norm import ResidualNorm
 from seqkit.backbones.state import StackState
 
 
@@ -50,30 +50,32 @@ def build_mixer(name: str, config: BackboneConfig) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Norm, mixer, dropout; the caller adds the residual.
+    """Residual norm, mixer, dropout.
 
     Args:
         mixer: Any mixer of width D.
-        d_model: Width D.
-        dropout: Probability of dropping an output element.
-        norm_eps: Added to the norm's mean square.
+        config: Settings: width, dropout, norm, precision of the residual stream.
     """
 
-    def __init__(self, mixer: nn.Module, d_model: int, *, dropout: float = 0.0, norm_eps: float = 1e-5):
+    def __init__(self, mixer: nn.Module, config: BackboneConfig):
         super().__init__()
-        self.norm = RMSNorm(d_model, eps=norm_eps)
+        self.norm = ResidualNorm(config.d_model, config.norm_eps, in_fp32=config.residual_in_fp32)
         self.mixer = mixer
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BLD: Tensor, state: Any, cu_seqlens: Tensor | None, reverse: bool) -> tuple[Tensor, Any]:
-        """Return what to add to (B, L, D), and the next state."""
-        y_BLD, state = self.mixer(self.norm(x_BLD), state, cu_seqlens=cu_seqlens, reverse=reverse)
-        return self.dropout(y_BLD), state
+    def forward(
+        self, y_BLD: Tensor, stream_BLD: Tensor | None, state: Any, cu_seqlens: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, Tensor, Any]:
+        """Add the last block's output to the stream; return what this block adds, the stream, the next state."""
+        x_BLD, stream_BLD = self.norm(y_BLD, stream_BLD)
+        y_BLD, state = self.mixer(x_BLD, state, cu_seqlens=cu_seqlens, reverse=reverse)
+        return self.dropout(y_BLD), stream_BLD, state
 
-    def step(self, x_BD: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Return what to add to (B, D), and the next state."""
-        y_BD, state = self.mixer.step(self.norm(x_BD), state)
-        return self.dropout(y_BD), state
+    def step(self, y_BD: Tensor, stream_BD: Tensor | None, state: Any) -> tuple[Tensor, Tensor, Any]:
+        """The same for one position per sequence."""
+        x_BD, stream_BD = self.norm(y_BD, stream_BD)
+        y_BD, state = self.mixer.step(x_BD, state)
+        return self.dropout(y_BD), stream_BD, state
 
 
 class Stack(nn.Module):
@@ -85,16 +87,12 @@ class Stack(nn.Module):
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
-        self.residual_in_fp32, self.recompute = config.residual_in_fp32, config.checkpoint
-        names = config.blocks
-        self.blocks = nn.ModuleList(
-            Block(build_mixer(name, config), config.d_model, dropout=config.dropout, norm_eps=config.norm_eps)
-            for name in names
-        )
-        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
+        self.recompute = config.checkpoint
+        self.blocks = nn.ModuleList(Block(build_mixer(name, config), config) for name in config.blocks)
+        self.norm = ResidualNorm(config.d_model, config.norm_eps, in_fp32=config.residual_in_fp32)
         for block in self.blocks:
             # The variance of a sum of n independent outputs stays that of one.
-            block.mixer.out_proj.init_scale = len(names) ** -0.5
+            block.mixer.out_proj.init_scale = len(self.blocks) ** -0.5
             block.mixer.out_proj.reset_parameters()
 
     def forward(
@@ -114,35 +112,27 @@ class Stack(nn.Module):
             reverse: Mirror every mixer.
 
         Returns:
-            Normalised hidden states (B, L, D) in the input's dtype, and the next states.
+            Normalised hidden states (B, L, D) in the blocks' dtype, and the next states.
         """
-        dtype = x_BLD.dtype
-        x_BLD = self._residual(x_BLD)
+        y_BLD, stream_BLD, after = x_BLD, None, []
         states = [None] * len(self.blocks) if state is None else state.blocks
-        after = []
         for block, before in zip(self.blocks, states, strict=True):
+            inputs = (y_BLD, stream_BLD, before, cu_seqlens, reverse)
             if self.recompute and torch.is_grad_enabled():
-                y_BLD, out = checkpoint(block, x_BLD, before, cu_seqlens, reverse, use_reentrant=False)
+                y_BLD, stream_BLD, out = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                y_BLD, out = block(x_BLD, before, cu_seqlens, reverse)
-            x_BLD = x_BLD + y_BLD
+                y_BLD, stream_BLD, out = block(*inputs)
             after.append(out)
-        return self.norm(x_BLD).to(dtype), StackState(tuple(after))
+        return self.norm(y_BLD, stream_BLD)[0], StackState(tuple(after))
 
     def step(self, x_BD: Tensor, state: StackState) -> tuple[Tensor, StackState]:
         """Advance one position per sequence."""
-        dtype = x_BD.dtype
-        x_BD = self._residual(x_BD)
-        after = []
+        y_BD, stream_BD, after = x_BD, None, []
         for block, before in zip(self.blocks, state.blocks, strict=True):
-            y_BD, out = block.step(x_BD, before)
-            x_BD = x_BD + y_BD
+            y_BD, stream_BD, out = block.step(y_BD, stream_BD, before)
             after.append(out)
-        return self.norm(x_BD).to(dtype), StackState(tuple(after))
+        return self.norm(y_BD, stream_BD)[0], StackState(tuple(after))
 
     def initial_state(self, batch: int) -> StackState:
         """Zeros for ``batch`` sequences."""
         return StackState(tuple(block.mixer.initial_state(batch) for block in self.blocks))
-
-    def _residual(self, x: Tensor) -> Tensor:
-        return x.to(torch.promote_types(x.dtype, torch.float32)) if self.residual_in_fp32 else x

@@ -85,7 +85,7 @@ def test_autocast_runs_and_states_stay_float32():
 def test_residual_precision(residual_in_fp32):
     model = backbone(residual_in_fp32=residual_in_fp32).bfloat16()
     seen = []
-    model.stack.blocks[1].register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    model.stack.blocks[1].register_forward_pre_hook(lambda _, args: seen.append(args[1].dtype))
     model(torch.randint(7, 11, (1, 4)))
     assert seen == [torch.float32 if residual_in_fp32 else torch.bfloat16]
 

@@ -34,7 +34,7 @@ def plot_ranking(path: str | os.PathLike, labels: ArrayLike, scores: Mapping[str
     lines = len(scores) + 1
     with style():
         ratios = {"height_ratios": (4.6, 0.21 * lines)}
-        figure, cells = new_figure(10.4, 5.0 + 0.21 * lines, nrows=2, ncols=2, gridspec_kw=ratios)
+        figure, cells = new_figure(9.6, 5.0 + 0.21 * lines, nrows=2, ncols=2, gridspec_kw=ratios)
         roc, precision = cells[0]
         roc.set(title="ROC (area)", xlabel="false positive rate", ylabel="true positive rate")
         title = "Precision and recall (average precision)"

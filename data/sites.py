@@ -51,7 +51,7 @@ class Sites:
         start_N: int64, 0-based first base of REF.
         ref: Reference alleles, upper case.
         alt: Alternate alleles, upper case.
-        strand_N: int8, 1 or -1: in which direction windows are read.
+        strand_N: int8, 1 or -1: strand on which windows are read; 0: unknown, read on the plus strand.
         status_N: int8 of :class:`Status`.
     """
 
@@ -80,8 +80,8 @@ class Sites:
         return {status.name: found[status] for status in Status if found[status]}
 
     def with_strand(self, strand_N: np.ndarray) -> Sites:
-        """The same sites read in another direction."""
-        return replace(self, strand_N=np.where(np.asarray(strand_N) < 0, -1, 1).astype(np.int8))
+        """The same sites read on the given strands (1, -1, 0 for unknown), shape (N,)."""
+        return replace(self, strand_N=np.sign(np.asarray(strand_N)).astype(np.int8))
 
 
 def locate(
@@ -101,7 +101,7 @@ def locate(
         table: The alleles.
         fasta: The reference.
         length: Window length in bases, at least 2.
-        strand: 1 or -1 per allele; all 1 by default.
+        strand: 1, -1 or 0 (unknown) per allele; all 0 by default.
         max_n_fraction: Unknown letters of the reference inside a window, padding not counted, above which it is not
             scored; in [0, 1].
     """
@@ -109,9 +109,9 @@ def locate(
     ref, alt = tuple(alleles["ref"].to_list()), tuple(alleles["alt"].to_list())
     start_N = alleles["pos"].to_numpy().astype(np.int64) - 1
     contig = tuple(fasta.resolve(name) for name in alleles["contig"].to_list())
-    strand_N = np.ones(len(ref), dtype=np.int8) if strand is None else np.where(np.asarray(strand) < 0, -1, 1)
+    strand_N = np.sign(np.zeros(len(ref)) if strand is None else np.asarray(strand)).astype(np.int8)
     status_N = np.array([_allele_status(r, a, length) for r, a in zip(ref, alt, strict=True)], dtype=np.int8)
-    sites = Sites(contig, start_N, ref, alt, strand_N.astype(np.int8), status_N)
+    sites = Sites(contig, start_N, ref, alt, strand_N, status_N)
     for name in dict.fromkeys(contig):
         members = np.array(
             [i for i, c in enumerate(contig) if c == name and status_N[i] in (Status.OK, Status.TOO_LONG)]

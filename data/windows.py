@@ -70,7 +70,7 @@ def build_windows(
     left_B = np.array([left for left, _, _ in trimmed], dtype=np.int64)
     gone_B = np.array([len(ref) for _, ref, _ in trimmed], dtype=np.int64)
     new_B = np.array([len(alt) for _, _, alt in trimmed], dtype=np.int64)
-    forward_B = sites.strand_N[indices] > 0
+    forward_B = sites.strand_N[indices] >= 0
     # Position of the first changed base in reading direction; an insertion points at the base it pushes away.
     start_B = sites.start_N[indices] + left_B
     first_B = np.where(forward_B, start_B, start_B + gone_B - 1)

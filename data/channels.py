@@ -13,7 +13,7 @@ from seqkit.data.windows import VariantWindows
 CHANNELS = ("codon_1", "codon_2", "codon_3", "exon", "intron", "gene_same_strand", "gene_other_strand")
 """Place in the codon (of the gene's own direction), exon, intron, and on which strand the gene lies as it is read."""
 
-CHANNEL_COMPLEMENT = (0, 1, 2, 3, 4, 6, 5)
+COMPLEMENT_ORDER = (0, 1, 2, 3, 4, 6, 5)
 """Order of the channels on the other strand: reverse the positions and take the channels in this order."""
 
 

@@ -1,9 +1,11 @@
+import gzip
+
 import numpy as np
 import pytest
 
 from seqkit.errors import ShapeError
 from seqkit.tasks import baselines as b
-from seqkit.tasks.metrics import accuracy, auroc, r2
+from seqkit.tasks.metrics import accuracy, auroc, average_precision, r2
 
 FITTED = [b.linear, b.gradient_boosting]
 
@@ -194,22 +196,55 @@ def test_wrong_shapes_say_what_was_expected():
         b.trinucleotide_features(["ACG"], ["T", "T"])
 
 
-def test_published_figures_of_the_neighbour_kernel_and_columns(shared_data):
+@pytest.fixture
+def brca1(shared_data):
+    """Measured variants on the coding strand: frame, labels, positions, exon folds, contexts and alternates."""
     polars = pytest.importorskip("polars")
-    path = shared_data / "brca1-sge-findlay2018" / "findlay2018_brca1_snvs.tsv.gz"
+    folder = shared_data / "brca1-sge-findlay2018"
+    path = folder / "findlay2018_brca1_snvs.tsv.gz"
     frame = polars.read_csv(path, separator="\t", infer_schema_length=None, null_values=["NA"])
-    labels = (frame["func.class"] == "LOF").to_numpy().astype(float)
-    position = frame["position (hg19)"].to_numpy()
     exons = ["X2", "X3", "X4", "X5", *(f"X{k}" for k in range(15, 24))]
-    exon_fold = np.array([exons.index(x) % 5 for x in frame["experiment"]])
+    position = frame["position (hg19)"].to_numpy()
+    reference = gzip.decompress((folder / "brca1_hg19.txt.gz").read_bytes()).decode().upper()
+    complement = str.maketrans("ACGT", "TGCA")
+    contexts = [reference[at - 1 : at + 2].translate(complement)[::-1] for at in position - 41_100_001]
+    return (
+        frame,
+        (frame["func.class"] == "LOF").to_numpy().astype(float),
+        position,
+        np.array([exons.index(x) % 5 for x in frame["experiment"]]),
+        contexts,
+        [base.translate(complement) for base in frame["alt"]],
+    )
+
+
+def mean_over_folds(fold, labels, method):
+    values = []
+    for k in range(5):
+        rows = b.Rows(np.flatnonzero(fold != k), np.array([], dtype=int), np.flatnonzero(fold == k))
+        scores = method(rows).scores
+        values.append((auroc(labels[rows.test], scores), average_precision(labels[rows.test], scores)))
+    return tuple(np.mean(values, axis=0))
+
+
+def test_figures_measured_elsewhere_on_brca1_exon_folds(brca1):
+    frame, labels, position, fold, contexts, alternates = brca1
     assert labels.sum() == 823
-    for fold, expected in ((exon_fold, 0.500), (position % 5, 0.751)):
-        values = []
-        for k in range(5):
-            rows = b.Rows(np.flatnonzero(fold != k), np.array([], dtype=int), np.flatnonzero(fold == k))
-            values.append(auroc(labels[rows.test], b.neighbour_labels(position, labels, rows).scores))
-        assert np.mean(values) == pytest.approx(expected, abs=0.005)
-    rows = b.Rows(np.arange(len(labels)), np.array([], dtype=int), np.arange(len(labels)))
-    for column, expected in (("CADD.score", 0.804), ("phyloP (mammalian)", 0.781)):
-        result = b.single_column(column, frame[column].to_numpy(), labels, rows)
-        assert auroc(labels, result.scores) == pytest.approx(expected, abs=0.002)
+    columns = frame.select("CADD.score", "phyloP (mammalian)").to_numpy().astype(float)
+    kinds = np.eye(7)[np.unique(frame["consequence"].to_numpy(), return_inverse=True)[1]]
+    figures = {
+        (0.500, 0.211): lambda rows: b.neighbour_labels(position, labels, rows),
+        (0.807, 0.573): lambda rows: b.single_column("CADD", columns[:, 0], labels, rows),
+        (0.777, 0.420): lambda rows: b.single_column("phyloP", columns[:, 1], labels, rows),
+        (0.663, 0.339): lambda rows: b.trinucleotide(contexts, alternates, labels, rows),
+        (0.755, 0.525): lambda rows: b.linear("consequence", kinds, labels, rows),
+        (0.843, 0.622): lambda rows: b.gradient_boosting("phyloP + CADD", columns, labels, rows),
+    }
+    for expected, method in figures.items():
+        assert mean_over_folds(fold, labels, method) == pytest.approx(expected, abs=0.003)
+
+
+def test_split_by_position_leaks_labels_between_neighbours_of_brca1(brca1):
+    _, labels, position, _, _, _ = brca1
+    leak, _ = mean_over_folds(position % 5, labels, lambda rows: b.neighbour_labels(position, labels, rows))
+    assert leak == pytest.approx(0.751, abs=0.003)

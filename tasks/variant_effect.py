@@ -129,9 +129,22 @@ class VariantEffectTask(SequenceTask):
         for name, metric in metric_set(self.kind).items():
             self.log(f"val/{name}", float(metric(labels.cpu().numpy(), scores.cpu().numpy())), prog_bar=True)
 
-    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Logits (binary, multi-class) or values in label units (continuous), with the row index."""
-        return {"index": batch["index"], "outputs": self.pooled(self.net(batch).float())}
+    def score(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Logits (binary, multi-class) or values in label units (continuous) of a batch.
+
+        Returns:
+            ``index`` (B,), ``outputs`` (B, K), and ``as_given``, ``other`` (B, K): the two orientations, NaN where the
+            other one was not read because the allele's strand is known.
+        """
+        as_given_MBK, other_MBK = self.net.orientations(batch)
+        as_given_BK = self.pooled(as_given_MBK.float())
+        if other_MBK is None:
+            other_BK, outputs_BK = torch.full_like(as_given_BK, torch.nan), as_given_BK
+        else:
+            stranded_B1 = batch["stranded"][:, None]
+            other_BK = self.pooled(other_MBK.float()).masked_fill(stranded_B1, torch.nan)
+            outputs_BK = torch.where(stranded_B1, as_given_BK, (as_given_BK + other_BK) / 2)
+        return {"index": batch["index"], "outputs": outputs_BK, "as_given": as_given_BK, "other": other_BK}
 
     def pooled(self, outputs_MBK: Tensor) -> Tensor:
         """Mean over members, (B, K), in label units where labels are continuous."""

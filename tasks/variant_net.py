@@ -94,7 +94,9 @@ class WindowDifference(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.radius = radius
-        self.project = nn.Sequential(nn.LayerNorm(4 * backbone.d_hidden), nn.Linear(4 * backbone.d_hidden, d_out))
+        self.project = nn.Sequential(
+            nn.LayerNorm(4 * backbone.hidden_width), nn.Linear(4 * backbone.hidden_width, d_out)
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -182,11 +184,17 @@ class VariantEffectNet(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Member outputs (M, B, K); alleles without a known strand are the mean of both orientations."""
-        outputs_MBK = self.oriented(batch)
+        as_given_MBK, other_MBK = self.orientations(batch)
+        if other_MBK is None:
+            return as_given_MBK
+        return torch.where(batch["stranded"][None, :, None], as_given_MBK, (as_given_MBK + other_MBK) / 2)
+
+    def orientations(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Member outputs of the windows as they are and, unless every allele has its strand, on the other strand."""
+        as_given_MBK = self.oriented(batch)
         if self.complement is None or bool(batch["stranded"].all()):
-            return outputs_MBK
-        both_MBK = (outputs_MBK + self.oriented(self.flipped(batch))) / 2
-        return torch.where(batch["stranded"][None, :, None], outputs_MBK, both_MBK)
+            return as_given_MBK, None
+        return as_given_MBK, self.oriented(self.flipped(batch))
 
     def oriented(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Member outputs (M, B, K) of the windows as they are."""

@@ -1,0 +1,183 @@
+"""``seqkit fit --task variant-effect``: from variants and a reference to a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqkit import configs
+from seqkit.backbones import Backbone, BackboneConfig
+from seqkit.commands.arguments import parse
+from seqkit.commands.run_folder import METRICS, open_run, write_manifest
+from seqkit.commands.trainer import TrainerConfig, last_checkpoint, make_trainer
+from seqkit.commands.variant_plots import print_summary
+from seqkit.commands.variant_report import evaluate
+from seqkit.data.modules import VariantDataModule
+from seqkit.data.splits import Split
+from seqkit.data.variant_effect import VariantDataConfig, VariantEffectData, load_variant_effect
+from seqkit.tasks.base import OptimConfig
+from seqkit.tasks.export import save_model
+from seqkit.tasks.variant_effect import MONITOR, VariantEffectTask, VariantLossConfig
+from seqkit.tasks.variant_net import VariantEffectNet, VariantHeadConfig
+from seqkit.tokenizers.dna import DNATokenizer
+
+TASK = "variant-effect"
+
+ALIASES = {
+    "fasta": "data.fasta",
+    "variants": "data.variants",
+    "table": "data.variants",
+    "gff": "data.gff",
+    "label": "data.label",
+    "positive": "data.positive",
+    "features": "data.features",
+    "columns": "data.columns",
+    "window": "data.window",
+    "strand": "data.strand",
+    "max-mismatch": "data.max_mismatch",
+    "batch-size": "data.batch_size",
+    "workers": "data.workers",
+    "device": "trainer.device",
+    "precision": "trainer.precision",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Everything that decides a variant-effect run.
+
+    Attributes:
+        task: variant-effect.
+        seed: Seed of weights, shuffling and dropout.
+        data: Variants, reference, annotation, windows and split.
+        model: Architecture of the backbone.
+        head: The head on the difference of the two windows.
+        loss: Class weights and penalties.
+        optim: Optimiser and schedule.
+        trainer: Epochs, device, precision.
+    """
+
+    task: str = TASK
+    seed: int = 0
+    data: VariantDataConfig = field(default_factory=VariantDataConfig)
+    model: BackboneConfig = field(default_factory=lambda: BackboneConfig(d_model=64, layout="mamba2*2"))
+    head: VariantHeadConfig = field(default_factory=VariantHeadConfig)
+    loss: VariantLossConfig = field(default_factory=VariantLossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def fit(argv: Sequence[str]) -> int:
+    """Train, evaluate and report; the entry of ``seqkit fit --task variant-effect``."""
+    config, own, resolved = parse(
+        f"seqkit fit --task {TASK}",
+        FitConfig,
+        model_presets(argv),
+        aliases=ALIASES,
+        defaults=configs.path("task", TASK),
+        flags=("resume", "overwrite", "cross-validate"),
+        options=("out", "seeds"),
+    )
+    folder = open_run(own["out"], TASK, resolved, resume=own["resume"], overwrite=own["overwrite"])
+    if own["cross-validate"]:
+        from seqkit.commands.cross_validate import cross_validate
+
+        return cross_validate(config, folder, own["seeds"])
+    data = load_variant_effect(config.data)
+    metrics = train_and_evaluate(config, data, data.split(), folder)
+    print_summary(folder, metrics)
+    return 0
+
+
+def model_presets(argv: Sequence[str]) -> list[str]:
+    """Replace ``--model NAME`` by the path of the shipped preset; a path stays."""
+    out = list(argv)
+    for position, argument in enumerate(out):
+        name, equals, value = argument.partition("=")
+        if name != "--model":
+            continue
+        at = position if equals else position + 1
+        value = value if equals else out[at] if at < len(out) else ""
+        if not Path(value).is_file():
+            path = str(configs.path("model", value))
+            out[at] = f"--model={path}" if equals else path
+    return out
+
+
+def train_and_evaluate(config: FitConfig, data: VariantEffectData, split: Split, folder: Path) -> dict[str, Any]:
+    """One run: train on a split, calibrate on its validation rows, report on its test rows.
+
+    Returns:
+        The contents of ``metrics.json``; read back when the run is finished already.
+    """
+    if (folder / METRICS).exists():
+        return json.loads((folder / METRICS).read_text())
+    write_manifest(folder, seed=config.seed, inputs=data.inputs, device=config.trainer.device)
+    task = build_task(config, data, split)
+    module = VariantDataModule(
+        train=data.windows(split.train),
+        validation=data.windows(split.validation),
+        batch_size=config.data.batch_size,
+        workers=config.data.workers,
+        seed=config.seed,
+    )
+    monitor, mode = MONITOR[data.kind]
+    trainer = make_trainer(folder, config.trainer, monitor=monitor, mode=mode, clip_norm=config.optim.clip_norm)
+    trainer.fit(task, module, ckpt_path=last_checkpoint(folder), weights_only=True)
+    best = torch.load(trainer.checkpoint_callback.best_model_path, map_location="cpu", weights_only=True)
+    task.load_state_dict(best["state_dict"])
+    metrics, calibration = evaluate(task, data, split, folder, seed=config.seed)
+    save_model(folder, task, describe(config, data, calibration))
+    return metrics
+
+
+def build_task(config: FitConfig, data: VariantEffectData, split: Split) -> VariantEffectTask:
+    """The task of a run with its network, its statistics taken from the training rows."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        net = build_net(config.model, config.head, data.layout())
+        task = VariantEffectTask(net, kind=data.kind, loss=config.loss, optim=config.optim, seed=config.seed)
+    task.fit_statistics(torch.from_numpy(data.features[split.train]), torch.from_numpy(data.labels[split.train]))
+    return task
+
+
+def build_net(model: BackboneConfig, head: VariantHeadConfig, layout: dict[str, Any]) -> VariantEffectNet:
+    """Network for windows of a given layout.
+
+    Args:
+        model: Architecture; its ``n_channels`` is set to the annotation's.
+        head: Sizes of the head.
+        layout: ``n_features``, ``n_outputs``, ``channel_complement`` and ``both_strands`` of the data.
+    """
+    permutation = torch.tensor(layout["channel_complement"], dtype=torch.long)
+    settings = asdict(model) | {"n_channels": len(permutation)}
+    return VariantEffectNet(
+        Backbone(BackboneConfig(**settings)),
+        n_features=layout["n_features"],
+        n_outputs=layout["n_outputs"],
+        head=head,
+        complement=torch.from_numpy(DNATokenizer().complement).long() if layout["both_strands"] else None,
+        channel_complement=permutation,
+    )
+
+
+def describe(config: FitConfig, data: VariantEffectData, calibration: dict[str, Any]) -> dict[str, Any]:
+    """What ``predict`` and ``test`` need to rebuild the model and its windows."""
+    return {
+        "task": TASK,
+        "kind": data.kind,
+        "label_names": data.label_names,
+        "class_names": data.class_names,
+        "feature_names": data.feature_names,
+        "layout": data.layout(),
+        "data": config.data,
+        "model": config.model,
+        "head": config.head,
+        "loss": config.loss,
+        "calibration": calibration,
+    }

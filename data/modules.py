@@ -18,8 +18,8 @@ from seqkit.errors import ConfigError
 class EpochSampler(DistributedSampler):
     """Rows in an order that is a pure function of (seed, epoch), shared out over the ranks.
 
-    Every row is drawn once an epoch. Where the ranks do not divide the rows, fillers (``-1 - row``) even out the shares:
-    the dataset gives them no label, so none counts twice.
+    Every row is drawn once an epoch. Where the ranks do not divide the rows, fillers (``-1 - row``) even out the
+    shares: the dataset gives them no label, so none counts twice.
 
     Args:
         rows: Number of rows.

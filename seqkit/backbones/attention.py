@@ -118,7 +118,7 @@ class Attention(nn.Module):
         qkv = self.in_proj(x_SMD).unflatten(-1, (3, self.n_heads, self.headdim))
         q, k, v = (part.squeeze(2).transpose(1, 2) for part in qkv.split(1, dim=2))
         past = self.initial_state(sequences) if state is None and self.causal else state
-        start_S = past.length if past is not None else torch.zeros_like(x_SMD[:, 0, 0], dtype=torch.int64)
+        start_S = x_SMD.new_zeros(sequences, dtype=torch.int64) if past is None else past.length
         positions_SM = start_S[:, None] + torch.arange(new, device=x_SMD.device)
         q, k = (_rotate(part, positions_SM, self.rope_base) for part in (q, k))
         if past is not None:

@@ -146,6 +146,18 @@ def test_packed_chunks_continue_each_segment(name, reverse):
         close(torch.cat([outputs[0][i], outputs[1][i]], dim=1), mixer(part, reverse=reverse)[0])
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_empty_sequence_changes_no_state(name, packed):
+    mixer, batch = make(name), 1 if packed else 2
+    state = None if name == "attention-both-sides" else mixer(sequence(5, batch))[1]
+    bounds = torch.tensor([0, 0], dtype=torch.int32) if packed else None
+    y, after = mixer(sequence(0, batch), state, cu_seqlens=bounds)
+    assert y.shape == (batch, 0, WIDTH)
+    if state is not None and not (packed and name == "attention"):
+        close(after, state)
+
+
 @pytest.mark.parametrize("name", BOTH_SIDES)
 def test_a_step_on_both_sides_is_refused(name):
     with pytest.raises(ConfigError, match="step"):

@@ -23,6 +23,7 @@ class Backbone(nn.Module):
         config: Settings.
 
     Example:
+        >>> import torch
         >>> backbone = Backbone(BackboneConfig(d_model=64, layout="mamba2*2"))
         >>> hidden, state = backbone(torch.randint(7, 11, (2, 100)))
         >>> hidden.shape

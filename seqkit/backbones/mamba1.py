@@ -9,6 +9,7 @@ Reference: Gu and Dao 2023, Mamba: linear-time sequence modeling with selective 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class Mamba1Core(KeepsFloat32):
         d_state: State size N per channel.
         d_conv: Taps of the convolution.
         expand: Inner width over D.
-        dt_rank: Rank R of the time step; None means ceil(D / 16).
+        dt_rank: Rank R of the time step; "auto" means ceil(D / 16).
         dt_min: Smallest initial time step; a channel forgets over about 1 / dt steps.
         dt_max: Largest initial time step.
         dt_init_floor: No initial time step is smaller.
@@ -79,7 +80,7 @@ class Mamba1Core(KeepsFloat32):
         d_state: int = 16,
         d_conv: int = 4,
         expand: int = 2,
-        dt_rank: int | None = None,
+        dt_rank: int | Literal["auto"] = "auto",
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
         dt_init_floor: float = 1e-4,
@@ -88,7 +89,7 @@ class Mamba1Core(KeepsFloat32):
     ):
         super().__init__()
         self.d_model, self.d_state, self.d_inner = d_model, d_state, expand * d_model
-        self.dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         self.projection_width = 2 * self.d_inner
         self.conv1d = DepthwiseConv(self.d_inner, d_conv, bias=conv_bias)
         self.x_proj = Linear(self.d_inner, self.dt_rank + 2 * d_state)

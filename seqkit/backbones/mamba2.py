@@ -36,6 +36,7 @@ class Mamba2Core(KeepsFloat32):
         dt_init_floor: No initial time step is smaller.
         conv_bias: Whether the convolution has a bias.
         norm_eps: Added to the mean square inside the gated norm.
+        chunk_size: Tokens the scan takes at a time; None leaves it to the kernel. Results agree up to rounding.
 
     Raises:
         ConfigError: ``headdim`` or ``ngroups`` does not divide what it should.
@@ -58,10 +59,11 @@ class Mamba2Core(KeepsFloat32):
         dt_init_floor: float = 1e-4,
         conv_bias: bool = True,
         norm_eps: float = 1e-5,
+        chunk_size: int | None = None,
     ):
         super().__init__()
         self.d_model, self.d_state, self.d_inner = d_model, d_state, expand * d_model
-        self.headdim, self.ngroups = headdim, ngroups
+        self.headdim, self.ngroups, self.chunk_size = headdim, ngroups, chunk_size
         self.nheads = _divide("headdim", self.d_inner, headdim, "the inner width")
         _divide("ngroups", self.nheads, ngroups, "the number of heads")
         self._rate_range, self._dt_range = A_init_range, (dt_min, dt_max, dt_init_floor)
@@ -110,6 +112,7 @@ class Mamba2Core(KeepsFloat32):
             return_final_state=True,
             reverse=reverse,
             cu_seqlens=cu_seqlens,
+            chunk_size=self.chunk_size,
         )
         return self.norm(y_BLHP.flatten(-2), z_BLE), Mamba2State(conv, ssm)
 
@@ -146,7 +149,8 @@ class Mamba2(ProjectedMixer, Mamba2Core):
         d_model: Width D.
         bias: Whether the input and output projections have biases.
         options: Keyword arguments of :class:`Mamba2Core`: ``d_state``, ``d_conv``, ``expand``, ``headdim``,
-            ``ngroups``, ``A_init_range``, ``dt_min``, ``dt_max``, ``dt_init_floor``, ``conv_bias``, ``norm_eps``.
+            ``ngroups``, ``A_init_range``, ``dt_min``, ``dt_max``, ``dt_init_floor``, ``conv_bias``, ``norm_eps``,
+            ``chunk_size``.
     """
 
     Core = Mamba2Core

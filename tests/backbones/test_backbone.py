@@ -136,3 +136,15 @@ def test_long_context_setting_reaches_the_time_steps():
     dt = torch.nn.functional.softplus(model.stack.blocks[0].mixer.dt_proj.bias.double())
     assert dt.min() < 2e-6
     assert dt.max() < 1.01e-4
+
+
+@pytest.mark.parametrize("settings", [{"checkpoint": True}, {"bidirectional": True, "rc_equivariant": True}])
+def test_compiles_as_one_graph(settings):
+    model, ids = make("mamba1 attention", **settings), tokens(9)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    hidden, state = compiled(ids)
+    expected, expected_state = model(ids)
+    torch.testing.assert_close(hidden, expected)
+    torch.testing.assert_close(tree_leaves(state), tree_leaves(expected_state))
+    hidden.square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())

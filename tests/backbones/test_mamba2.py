@@ -41,6 +41,7 @@ def naive_block(x, w, block):
         (8, {"headdim": 4, "d_state": 5}, 1),
         (12, {"headdim": 3, "d_state": 7, "ngroups": 4}, 19),
         (6, {"headdim": 12, "d_state": 3, "d_conv": 3}, 40),
+        (6, {"headdim": 4, "d_state": 3, "chunk_size": 16}, 37),
     ],
 )
 def test_equals_a_loop_over_the_definition(d_model, options, length):

@@ -124,3 +124,17 @@ def test_linear_without_bias_and_with():
     layer, x = Linear(3, 2, bias=True), torch.randn(4, 3)
     torch.testing.assert_close(layer(x), x @ layer.weight.T + layer.bias)
     torch.testing.assert_close(layer.without_bias(x), x @ layer.weight.T)
+
+
+def test_built_without_memory_and_filled_later():
+    with torch.device("meta"):
+        model = backbone()
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert model(torch.randint(7, 11, (1, 5)))[0].isfinite().all()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}

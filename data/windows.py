@@ -56,7 +56,8 @@ def build_windows(
         centre: Index of the first changed base, in [0, length); ``length // 2`` by default.
 
     Raises:
-        InputError: ``centre`` is out of range, or a chosen allele has no window.
+        InputError: ``centre`` is out of range, a chosen allele has no window, or what changes does not fit behind
+            ``centre``.
     """
     centre = length // 2 if centre is None else centre
     if not 0 <= centre < length:
@@ -70,6 +71,9 @@ def build_windows(
     left_B = np.array([left for left, _, _ in trimmed], dtype=np.int64)
     gone_B = np.array([len(ref) for _, ref, _ in trimmed], dtype=np.int64)
     new_B = np.array([len(alt) for _, _, alt in trimmed], dtype=np.int64)
+    longest = int(np.maximum(gone_B, new_B).max(initial=0))
+    if longest > length - centre:
+        raise InputError("centre", expected=f"room for {longest} bases after it", got=f"{centre} of {length} tokens")
     forward_B = sites.strand_N[indices] >= 0
     # Position of the first changed base in reading direction; an insertion points at the base it pushes away.
     start_B = sites.start_N[indices] + left_B
@@ -79,8 +83,8 @@ def build_windows(
     index_W = np.arange(length, dtype=np.int64)
     ref_source_BW = first_B[:, None] + step_B[:, None] * (index_W - centre)
     offset_BW = np.broadcast_to(index_W - centre, (len(indices), length))
-    inserted_BW = (offset_BW >= gone_B[:, None].clip(0)) & (offset_BW < new_B[:, None])
-    after_BW = offset_BW >= np.maximum(new_B, 0)[:, None]
+    inserted_BW = (offset_BW >= gone_B[:, None]) & (offset_BW < new_B[:, None])
+    after_BW = offset_BW >= new_B[:, None]
     shift_BW = np.where(after_BW, (gone_B - new_B)[:, None], 0)
     # Within the alternate allele the first gone bases are replaced one for one, the rest hangs on the base before.
     anchored_BW = np.where(inserted_BW, gone_B[:, None] - 1, offset_BW + shift_BW)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from seqkit.errors import ShapeError
@@ -87,9 +89,9 @@ def check_boundaries(cu_seqlens: torch.Tensor | None, length: int) -> None:
     if cu_seqlens is None or cu_seqlens.device.type != "cpu":
         return
     bounds = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != length or any(b < a for a, b in zip(bounds, bounds[1:], strict=False)):
+    if bounds[0] != 0 or bounds[-1] != length or any(b < a for a, b in pairwise(bounds)):
         raise ShapeError(
             "cu_seqlens",
             expected=f"boundaries that start at 0, never fall and end at L = {length}",
-            got=str(bounds if len(bounds) <= 8 else bounds[:4] + ["..."] + bounds[-3:]),
+            got=str(bounds if len(bounds) <= 8 else [*bounds[:4], "...", *bounds[-3:]]),
         )

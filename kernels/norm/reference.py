@@ -92,7 +92,7 @@ def _grouped(x: torch.Tensor, group_size: int) -> torch.Tensor:
 def gated_rms_norm_forward(
     x: torch.Tensor, z: torch.Tensor, weight: torch.Tensor, eps: float, group_size: int, norm_before_gate: bool
 ) -> torch.Tensor:
-    """y in x's dtype."""
+    """Y in x's dtype."""
     dtype = accumulate_dtype(x)
     y = x.new_empty(x.shape)
     weight_Kd = _grouped(weight, group_size)

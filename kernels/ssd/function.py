@@ -76,7 +76,6 @@ def ssd_scan(
     """
     _check(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D, z, dt_bias, initial_state, cu_seqlens)
     _check_settings(dt_min, dt_max, chunk_size)
-    provider = dispatch.provider_for("ssd_scan", x_BLHP)
     y, final, _ = torch.ops.seqkit.ssd_scan_fwd(
         x_BLHP,
         dt_BLH,
@@ -92,8 +91,8 @@ def ssd_scan(
         float(dt_min),
         float(dt_max),
         reverse,
-        dispatch.implementation("ssd_scan", provider).chunk_size_or_default(chunk_size),
-        provider,
+        chunk_size,
+        dispatch.provider_for("ssd_scan", x_BLHP),
     )
     return (y, final) if return_final_state else y
 
@@ -147,7 +146,7 @@ def ssd_scan_fwd(
     dt_min: float,
     dt_max: float,
     reverse: bool,
-    chunk_size: int,
+    chunk_size: int | None,
     provider: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, final states, boundary states)."""
@@ -192,7 +191,7 @@ def ssd_scan_bwd(
     dt_min: float,
     dt_max: float,
     reverse: bool,
-    chunk_size: int,
+    chunk_size: int | None,
     provider: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D, z, dt_bias, initial_state; empty where the operand is absent."""

@@ -15,16 +15,11 @@ from seqkit.kernels.numbers import silu_and_derivative
 from seqkit.kernels.ssd.slabs import CHUNK_SIZE, Operands, Slab, make_operands, slabs
 
 
-def chunk_size_or_default(chunk_size: int | None) -> int:
-    """Tokens per chunk."""
-    return CHUNK_SIZE if chunk_size is None else chunk_size
-
-
 def boundary_shape(
-    batch: int, length: int, heads: int, head_channels: int, states: int, segments: int | None, chunk_size: int
+    batch: int, length: int, heads: int, head_channels: int, states: int, segments: int | None, chunk_size: int | None
 ) -> tuple[int, int, int, int]:
     """Shape (K, H, P, N) of the chunk-start states that the forward pass keeps."""
-    return count_chunks(batch, length, chunk_size, segments), heads, head_channels, states
+    return count_chunks(batch, length, chunk_size or CHUNK_SIZE, segments), heads, head_channels, states
 
 
 def _table(ops: Operands) -> ChunkTable:

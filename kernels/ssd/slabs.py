@@ -83,7 +83,7 @@ def make_operands(
         dt_min=dt_min,
         dt_max=dt_max,
         reverse=reverse,
-        chunk_size=chunk_size,
+        chunk_size=chunk_size or CHUNK_SIZE,
     )
 
 

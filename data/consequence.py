@@ -44,7 +44,7 @@ CONSEQUENCES = (
     "unannotated",
     "intergenic",
 )
-CONTEXT = 5
+CONTEXT = 12
 _RANK = {name: rank for rank, name in enumerate(CONSEQUENCES)}
 _INTERGENIC = _RANK["intergenic"]
 
@@ -98,7 +98,7 @@ def predict_consequences(
     Returns:
         One row an allele: ``consequence``, ``gene``, ``transcript``, ``strand`` (1, -1; 0 without a gene),
         ``cds_position``, ``codon_position`` (1 to 3), ``protein_position``, ``aa_ref``, ``aa_alt``, ``aa_context``
-        (11 residues around the position, ``X`` beyond the protein), ``donor_distance``, ``acceptor_distance``; null
+        (25 residues around the position, ``X`` beyond the protein), ``donor_distance``, ``acceptor_distance``; null
         where there is none.
     """
     out = _Columns.empty(len(sites))

@@ -18,14 +18,22 @@ from seqkit.data.fasta import Fasta
 from seqkit.data.genome import trim_alleles
 from seqkit.data.residues import RESIDUES, blosum62, grantham, properties
 from seqkit.data.sites import Sites
+from seqkit.data.splice_sites import WEAK_DONOR_BITS, SpliceChange, splice_changes
 from seqkit.data.windows import build_windows
 from seqkit.errors import ConfigError
 from seqkit.tokenizers.dna import DNATokenizer
 
-SPLICE_CLIP = 60
 DONOR_OFFSETS = (-3, -2, -1, 1, 2, 3, 4, 5, 6)
-ACCEPTOR_OFFSETS = (*range(-10, 0), 1)
-CONTEXT_PROPERTIES = ("hydropathy", "volume", "charge", "helix")
+ACCEPTOR_OFFSETS = range(-10, 0)
+NEAR_SITE = 8.0
+"""Bases over which closeness to a splice site falls to 1/e."""
+CODING = ("stop_gained", "frameshift", "stop_lost", "start_lost", "inframe_insertion", "inframe_deletion", "missense",
+          "coding_unknown", "synonymous")  # fmt: skip
+MODIFIERS = (
+    "class=missense", "class=synonymous", "noncoding", "blosum62", "grantham", "hydropathy_loss", "volume_abs_change",
+    "donor_change", "acceptor_change", "noncoding_near_donor", "noncoding_near_acceptor",
+)  # fmt: skip
+"""Features that say where and in what a user's numeric column matters; a model may multiply the column by each."""
 TRINUCLEOTIDES = tuple(f"{a}{ref}{b}>{alt}" for a, ref, b, alt in product("ACGT", "ACGT", "ACGT", "ACGT") if ref != alt)
 
 _FIRST_BASE = int(DNATokenizer().encode("A")[0])
@@ -37,68 +45,106 @@ class FeatureInputs:
     """What the groups are made from, one entry an allele.
 
     Attributes:
-        consequences: Frame of :func:`seqkit.data.consequence.predict_consequences`.
+        consequence: Names of consequence classes.
+        codon_position: 1 to 3, 0 outside of codons.
         aa_ref: uint8 ASCII of the reference residue, 0 where none.
         aa_alt: The same of the alternate residue.
-        context_N11: uint8 ASCII of the residues around, ``X`` where unknown.
-        donor: int64 signed distance, clipped; far inside the exon where there is no donor.
-        acceptor: int64 signed distance, clipped; far inside the exon where there is no acceptor.
+        around_NC: uint8 ASCII of the residues around, ``X`` where unknown, 0 outside of proteins.
+        donor: float signed distance, NaN where there is no donor.
+        acceptor: float signed distance, NaN where there is no acceptor.
         ref_base: uint8 ASCII of the first changed base on the coding strand, 0 where none.
         alt_base: The same of the alternate.
         ref_length: int64, reference bases that change.
         alt_length: int64, alternate bases that differ.
+        splice: Change of splice sites in bits.
     """
 
-    consequences: pl.DataFrame
+    consequence: np.ndarray
+    codon_position: np.ndarray
     aa_ref: np.ndarray
     aa_alt: np.ndarray
-    context_N11: np.ndarray
+    around_NC: np.ndarray
     donor: np.ndarray
     acceptor: np.ndarray
     ref_base: np.ndarray
     alt_base: np.ndarray
     ref_length: np.ndarray
     alt_length: np.ndarray
+    splice: SpliceChange
+
+    @property
+    def noncoding(self) -> np.ndarray:
+        """True where no codon changes: splice sites, introns, untranslated exons."""
+        return ~np.isin(self.consequence, CODING)
+
+    @property
+    def exchanged(self) -> np.ndarray:
+        """True where one residue becomes another."""
+        return _is_residue(self.aa_ref) & _is_residue(self.aa_alt) & (self.aa_ref != self.aa_alt)
 
 
 def _class(x: FeatureInputs) -> Columns:
-    values = x.consequences["consequence"].to_numpy()
     for name in CONSEQUENCES:
-        yield f"class={name}", values == name
-
-
-def _residue(x: FeatureInputs) -> Columns:
-    for side, values in (("ref", x.aa_ref), ("alt", x.aa_alt)):
-        for residue in RESIDUES + "*":
-            yield f"aa_{side}={residue}", values == ord(residue)
-
-
-def _substitution(x: FeatureInputs) -> Columns:
-    changed = (x.aa_ref != x.aa_alt) & (x.aa_ref > 0)
-    known = changed & _is_residue(x.aa_ref) & _is_residue(x.aa_alt)
-    yield "aa_changed", changed
-    yield "blosum62", np.where(changed, blosum62()[x.aa_ref, x.aa_alt], 0)
-    yield "grantham", np.where(known, grantham()[x.aa_ref, x.aa_alt], 0)
-    for name, table in properties().items():
-        delta = np.where(known, table[x.aa_alt] - table[x.aa_ref], 0)
-        yield f"{name}_change", delta
-        yield f"{name}_abs_change", np.abs(delta)
-    yield "to_proline", known & (x.aa_alt == ord("P"))
-    yield "from_glycine", known & (x.aa_ref == ord("G"))
-    yield "from_cysteine", known & (x.aa_ref == ord("C"))
+        yield f"class={name}", x.consequence == name
+    yield "noncoding", x.noncoding
 
 
 def _codon(x: FeatureInputs) -> Columns:
-    values = x.consequences["codon_position"].fill_null(0).to_numpy()
-    for place in (1, 2, 3):
-        yield f"codon_position={place}", values == place
+    for place in range(4):
+        yield f"codon_position={place or 'none'}", x.codon_position == place
 
 
-def _splice_distance(x: FeatureInputs) -> Columns:
-    yield "donor_distance", x.donor
-    yield "acceptor_distance", x.acceptor
-    yield "donor_closeness", 1.0 / np.abs(x.donor)
-    yield "acceptor_closeness", 1.0 / np.abs(x.acceptor)
+def _residue(x: FeatureInputs) -> Columns:
+    for residue in RESIDUES + "*":
+        yield f"aa_alt={residue}", x.aa_alt == ord(residue)
+
+
+def _substitution(x: FeatureInputs) -> Columns:
+    known = _is_residue(x.aa_ref) & _is_residue(x.aa_alt)
+    stop = x.aa_alt == ord("*")
+    yield "blosum62", np.where(known | stop, blosum62()[x.aa_ref, x.aa_alt], 0)
+    yield "grantham", np.where(x.exchanged, grantham()[x.aa_ref, x.aa_alt] / 100, 0)
+    for name, scale in (("hydropathy", 1.0), ("volume", 50.0)):
+        table = properties()[name]
+        change = np.where(known, table[x.aa_alt] - table[x.aa_ref], 0) / scale
+        yield f"{name}_change", change
+        yield f"{name}_abs_change", np.abs(change)
+        if name == "hydropathy":
+            yield "hydropathy_loss", (-change).clip(0) / 4
+
+
+def _surroundings(x: FeatureInputs) -> Columns:
+    """How buried and how ordered the place of an exchanged residue is, from its neighbours in the sequence."""
+    offset = np.arange(-CONTEXT, CONTEXT + 1)
+    known_NC = _is_residue(x.around_NC)
+    value = {name: np.where(known_NC, table[x.around_NC], 0) for name, table in properties().items()}
+
+    def mean(name: str, radius: int, own: bool) -> np.ndarray:
+        chosen_NC = known_NC & (np.abs(offset) <= radius) & (own | (offset != 0))
+        return (value[name] * chosen_NC).sum(1) / chosen_NC.sum(1).clip(1)
+
+    hydrophobic = mean("hydropathy", 3, own=False) / 4.5
+    # The side of a helix (100 degrees a residue) on which the residue lies.
+    side = np.exp(-((offset / 5) ** 2)) * np.cos(np.deg2rad(100) * offset) * (offset != 0)
+    face = (value["hydropathy"] / 4.5) @ side
+    own = x.around_NC[:, CONTEXT]
+    buried = properties()["hydropathy"][own] / 9 + properties()["buried"][own] - 0.7 + 0.5 * hydrophobic + 0.2 * face
+    helix, strand = mean("helix", 3, own=True), mean("strand", 2, own=True)
+    # Zinc is held by pairs of cysteines three apart, with more cysteines and histidines near.
+    cysteine_NC, ligand_NC = x.around_NC == ord("C"), np.isin(x.around_NC, [ord("C"), ord("H")])
+    pairs = cysteine_NC[:, CONTEXT - 3].astype(int) + cysteine_NC[:, CONTEXT + 3]
+    columns = {
+        "hydropathy_around": hydrophobic,
+        "burial": buried,
+        "buried_around": mean("buried", 4, own=False),
+        "helix_around": helix,
+        "strand_around": strand,
+        "strand_over_helix": strand - helix,
+        "cysteine_pair": pairs * (x.aa_ref == ord("C")),
+        "metal_ligands_around": (ligand_NC.sum(1) - 1) * np.isin(x.aa_ref, [ord("C"), ord("H")]),
+    }
+    for name, values in columns.items():
+        yield name, np.where(x.exchanged, values, 0)
 
 
 def _splice_offset(x: FeatureInputs) -> Columns:
@@ -106,12 +152,26 @@ def _splice_offset(x: FeatureInputs) -> Columns:
         yield f"donor={offset:+d}", x.donor == offset
     for offset in ACCEPTOR_OFFSETS:
         yield f"acceptor={offset:+d}", x.acceptor == offset
+    yield "noncoding_near_donor", x.noncoding * np.nan_to_num(np.exp(-np.abs(x.donor) / NEAR_SITE))
+    yield "noncoding_near_acceptor", x.noncoding * np.nan_to_num(np.exp(-np.abs(x.acceptor) / NEAR_SITE))
 
 
-def _letters(x: FeatureInputs) -> Columns:
-    for side, values in (("ref", x.ref_base), ("alt", x.alt_base)):
-        for base in "ACGT":
-            yield f"{side}={base}", values == ord(base)
+def _splice_change(x: FeatureInputs) -> Columns:
+    donor, acceptor = x.splice.donor, x.splice.acceptor
+    yield "donor_change", donor
+    yield "acceptor_change", acceptor
+    yield "weak_donor_loss", donor.clip(max=0) * (x.splice.donor_reference < WEAK_DONOR_BITS)
+    yield "donor_gain", donor.clip(min=0)
+    yield "acceptor_gain", acceptor.clip(min=0)
+    yield "exonic_donor_change", np.abs(donor) * (x.donor < 0)
+    for bits in (2, 6):  # saturating: beyond a few bits a site is lost
+        yield f"donor_change_within_{bits}", np.tanh(donor / bits)
+        yield f"acceptor_change_within_{bits}", np.tanh(acceptor / bits)
+    yield "new_donor", x.splice.new_donor
+    yield "new_acceptor", x.splice.new_acceptor * (x.acceptor < 0)
+    yield "new_ag_before_acceptor", (x.splice.new_ag > 0) & (x.acceptor >= -15) & (x.acceptor <= -3)
+    to_purine = np.isin(x.ref_base, [ord("C"), ord("T")]) & np.isin(x.alt_base, [ord("A"), ord("G")])
+    yield "purine_in_tract", to_purine & (x.acceptor >= -18) & (x.acceptor <= -5)
 
 
 def _length(x: FeatureInputs) -> Columns:
@@ -120,37 +180,26 @@ def _length(x: FeatureInputs) -> Columns:
     yield "substituted", np.log1p((np.minimum(x.ref_length, x.alt_length) - 1).clip(0))
 
 
-def _neighbours(x: FeatureInputs) -> Columns:
-    coding = x.context_N11[:, CONTEXT] > 0
-    for name in CONTEXT_PROPERTIES:
-        values_N11 = properties()[name][x.context_N11]
-        known_N11 = _is_residue(x.context_N11)
-        for place in range(2 * CONTEXT + 1):
-            if place != CONTEXT:
-                yield f"{name}{place - CONTEXT:+d}", values_N11[:, place]
-        yield f"{name}_around", np.where(coding, values_N11.sum(1) / known_N11.sum(1).clip(1), 0)
-
-
 GROUPS: dict[str, Callable[[FeatureInputs], Columns]] = {
     "class": _class,
+    "codon": _codon,
     "residue": _residue,
     "substitution": _substitution,
-    "codon": _codon,
-    "splice_distance": _splice_distance,
+    "surroundings": _surroundings,
     "splice_offset": _splice_offset,
-    "letters": _letters,
+    "splice_change": _splice_change,
     "length": _length,
-    "neighbours": _neighbours,
 }
 
 
 def consequence_features(
-    sites: Sites, consequences: pl.DataFrame, *, groups: Sequence[str] | None = None
+    sites: Sites, fasta: Fasta, consequences: pl.DataFrame, *, groups: Sequence[str] | None = None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Features that follow from the predicted consequence; nothing measured, nothing from positions.
 
     Args:
         sites: Placed alleles.
+        fasta: The reference.
         consequences: Frame of :func:`seqkit.data.consequence.predict_consequences` for the same alleles.
         groups: Names among :data:`GROUPS`; all by default.
 
@@ -164,7 +213,7 @@ def consequence_features(
     for name in chosen:
         if name not in GROUPS:
             raise ConfigError("groups", expected=f"names among {', '.join(GROUPS)}", got=repr(name))
-    inputs = _inputs(sites, consequences)
+    inputs = _inputs(sites, fasta, consequences)
     columns = [column for name in chosen for column in GROUPS[name](inputs)]
     if not columns:
         return np.zeros((len(sites), 0), dtype=np.float32), ()
@@ -206,21 +255,26 @@ def context_features(sites: Sites, fasta: Fasta) -> tuple[np.ndarray, tuple[str,
     return np.stack(columns, axis=1).astype(np.float32), names
 
 
-def _inputs(sites: Sites, consequences: pl.DataFrame) -> FeatureInputs:
+def _inputs(sites: Sites, fasta: Fasta, consequences: pl.DataFrame) -> FeatureInputs:
     strand = consequences["strand"].to_numpy()
     trimmed = [trim_alleles(ref, alt)[1:] for ref, alt in zip(sites.ref, sites.alt, strict=True)]
-    context = consequences["aa_context"].fill_null("\0" * (2 * CONTEXT + 1)).to_list()
+    around = consequences["aa_context"].fill_null("\0" * (2 * CONTEXT + 1)).to_list()
+    donor, acceptor = (
+        consequences[f"{kind}_distance"].cast(pl.Float64).fill_null(np.nan).to_numpy() for kind in ("donor", "acceptor")
+    )
     return FeatureInputs(
-        consequences=consequences,
+        consequence=consequences["consequence"].to_numpy(),
+        codon_position=consequences["codon_position"].fill_null(0).to_numpy(),
         aa_ref=_letters_of(consequences["aa_ref"]),
         aa_alt=_letters_of(consequences["aa_alt"]),
-        context_N11=np.frombuffer("".join(context).encode(), dtype=np.uint8).reshape(-1, 2 * CONTEXT + 1),
-        donor=consequences["donor_distance"].fill_null(-SPLICE_CLIP).to_numpy().clip(-SPLICE_CLIP, SPLICE_CLIP),
-        acceptor=consequences["acceptor_distance"].fill_null(SPLICE_CLIP).to_numpy().clip(-SPLICE_CLIP, SPLICE_CLIP),
+        around_NC=np.frombuffer("".join(around).encode(), dtype=np.uint8).reshape(-1, 2 * CONTEXT + 1),
+        donor=donor,
+        acceptor=acceptor,
         ref_base=_first_base([pair[0] for pair in trimmed], strand),
         alt_base=_first_base([pair[1] for pair in trimmed], strand),
         ref_length=np.array([len(pair[0]) for pair in trimmed], dtype=np.int64),
         alt_length=np.array([len(pair[1]) for pair in trimmed], dtype=np.int64),
+        splice=splice_changes(sites.with_strand(strand), fasta, donor, acceptor),
     )
 
 

@@ -8,9 +8,19 @@ import numpy as np
 
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 
+# Share of the residue's surface that is buried in folded proteins.
+_BURIED = {
+    "A": 0.74, "R": 0.64, "N": 0.63, "D": 0.62, "C": 0.91, "Q": 0.62, "E": 0.62, "G": 0.72, "H": 0.78, "I": 0.88,
+    "L": 0.85, "K": 0.52, "M": 0.85, "F": 0.88, "P": 0.64, "S": 0.66, "T": 0.70, "W": 0.85, "Y": 0.76, "V": 0.86,
+}  # fmt: skip
+# Frequency in helices and in strands over that in all of a protein.
 _HELIX = {
-    "A": 0.0, "L": 0.21, "R": 0.21, "M": 0.24, "K": 0.26, "Q": 0.39, "E": 0.40, "I": 0.41, "W": 0.49, "S": 0.50,
-    "Y": 0.53, "F": 0.54, "H": 0.61, "V": 0.61, "N": 0.65, "T": 0.66, "C": 0.68, "D": 0.69, "G": 1.0, "P": 3.16,
+    "A": 1.42, "R": 0.98, "N": 0.67, "D": 1.01, "C": 0.70, "Q": 1.11, "E": 1.51, "G": 0.57, "H": 1.00, "I": 1.08,
+    "L": 1.21, "K": 1.16, "M": 1.45, "F": 1.13, "P": 0.57, "S": 0.77, "T": 0.83, "W": 1.08, "Y": 0.69, "V": 1.06,
+}  # fmt: skip
+_STRAND = {
+    "A": 0.83, "R": 0.93, "N": 0.89, "D": 0.54, "C": 1.19, "Q": 1.10, "E": 0.37, "G": 0.75, "H": 0.87, "I": 1.60,
+    "L": 1.30, "K": 0.74, "M": 1.05, "F": 1.38, "P": 0.55, "S": 0.75, "T": 1.19, "W": 1.37, "Y": 1.47, "V": 1.70,
 }  # fmt: skip
 _VOLUME = {
     "A": 88.6, "R": 173.4, "N": 114.1, "D": 111.1, "C": 108.5, "Q": 143.8, "E": 138.4, "G": 60.1, "H": 153.2,
@@ -26,28 +36,20 @@ _GRANTHAM = {
 }  # fmt: skip
 _GRANTHAM_WEIGHTS = (1.833, 0.1018, 0.000399)
 _GRANTHAM_SCALE = 50.723
-_CHARGE = {"K": 1.0, "R": 1.0, "D": -1.0, "E": -1.0}
 
 
 @lru_cache(maxsize=1)
 def properties() -> dict[str, np.ndarray]:
     """Properties by name, each float32 (256,) indexed by the ASCII code of a residue; 0 for anything else.
 
-    ``hydropathy`` (-4.5 to 4.5), ``volume`` in cubic angstrom, ``charge`` at neutral pH, ``helix`` (kcal/mol above
-    alanine), ``polarity`` (4.9 to 13), ``aromatic``.
+    ``hydropathy`` (-4.5 to 4.5), ``volume`` in cubic angstrom, ``buried`` (0 to 1), ``helix`` and ``strand``
+    (preference, 1 is average).
 
-    Reference: Kyte and Doolittle (1982); Zamyatnin (1972); Pace and Scholtz (1998); Grantham (1974).
+    Reference: Kyte and Doolittle (1982); Zamyatnin (1972); Rose et al. (1985); Chou and Fasman (1978).
     """
     from Bio.SeqUtils.ProtParamData import kd
 
-    tables = {
-        "hydropathy": kd,
-        "volume": _VOLUME,
-        "charge": _CHARGE,
-        "helix": _HELIX,
-        "polarity": {residue: values[1] for residue, values in _GRANTHAM.items()},
-        "aromatic": dict.fromkeys("FWYH", 1.0),
-    }
+    tables = {"hydropathy": kd, "volume": _VOLUME, "buried": _BURIED, "helix": _HELIX, "strand": _STRAND}
     out = {}
     for name, table in tables.items():
         out[name] = np.zeros(256, dtype=np.float32)

@@ -17,7 +17,7 @@ from seqkit.data.channels import CHANNELS, COMPLEMENT_ORDER
 from seqkit.data.consequence import predict_consequences
 from seqkit.data.dataset import VariantWindowDataset
 from seqkit.data.fasta import Fasta
-from seqkit.data.features import consequence_features, contexts
+from seqkit.data.features import MODIFIERS, consequence_features, contexts
 from seqkit.data.genome import canonical_contig
 from seqkit.data.labels import Labels, read_features, read_labels
 from seqkit.data.reference_check import check_reference
@@ -198,7 +198,9 @@ class VariantEffectData:
         annotated = self.consequences is not None
         kinds = {"multiclass": len(self.class_names)}
         return {
-            "n_features": self.features.shape[1],
+            "n_annotation": self.n_annotation_features,
+            "n_columns": self.features.shape[1] - self.n_annotation_features,
+            "modifiers": [self.feature_names.index(name) for name in MODIFIERS] if annotated else [],
             "n_outputs": kinds.get(self.kind, len(self.label_names)),
             "channel_complement": list(COMPLEMENT_ORDER) if annotated else [],
             "channels": list(CHANNELS) if annotated else [],
@@ -295,7 +297,7 @@ def prepare(config: VariantDataConfig, table: VariantTable, labels: Labels) -> V
     sites = sites.with_strand(reading_strand(config.strand, consequences, len(sites)))
     matrices, names = [], []
     if consequences is not None:
-        matrix, found = consequence_features(sites, consequences)
+        matrix, found = consequence_features(sites, fasta, consequences)
         matrices.append(matrix)
         names += found
     n_annotation = len(names)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from seqkit.errors import ConfigError
 from seqkit.tasks.base import OptimConfig, SequenceTask, masked_mean
-from seqkit.tasks.metrics import metric_set
+from seqkit.tasks.metrics import validation_metrics
 from seqkit.tasks.variant_net import Standardise, VariantEffectNet
 
 MONITOR = {
@@ -70,7 +70,7 @@ class VariantEffectTask(SequenceTask):
 
     def fit_statistics(self, features_BF: Tensor, labels_BT: Tensor) -> None:
         """Take feature and label statistics and class weights from the training rows."""
-        self.net.standardise.fit(features_BF)
+        self.net.features.fit(features_BF)
         if self.kind == "continuous":
             self.label_scale.fit(labels_BT)
         elif self.loss_config.class_weights == "balanced":
@@ -123,11 +123,12 @@ class VariantEffectTask(SequenceTask):
         labels_BT = torch.cat([labels for _, labels in self.validation])
         self.validation.clear()
         self.log("val/loss", self.loss(outputs_MBK, labels_BT))
-        scores = self.decide(outputs_MBK)
-        scores = scores[:, 0] if self.kind == "binary" and scores.shape[1] == 1 else scores
-        labels = labels_BT[:, 0] if labels_BT.shape[1] == 1 else labels_BT
-        for name, metric in metric_set(self.kind).items():
-            self.log(f"val/{name}", float(metric(labels.cpu().numpy(), scores.cpu().numpy())), prog_bar=True)
+        scores = self.decide(outputs_MBK).cpu().numpy()
+        if self.kind == "binary" and scores.shape[1] == 1:
+            scores = scores[:, 0]
+        labels = labels_BT.cpu().numpy()
+        metrics = validation_metrics(self.kind, labels[:, 0] if labels.shape[1] == 1 else labels, scores)
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()}, prog_bar=True)
 
     def score(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits (binary, multi-class) or values in label units (continuous) of a batch.

@@ -10,7 +10,7 @@ Legend: B alleles, L window, D hidden width, C channels, F features, K outputs, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,29 +51,74 @@ class VariantHeadConfig:
 
 
 class Standardise(nn.Module):
-    """Centre and scale features by the training rows; a missing value becomes the training mean.
+    """Centre and scale columns by the training rows; a missing value becomes the training mean.
 
     Args:
-        n_features: F.
+        n_columns: F.
+        floor: Smallest scale. Above 0 it keeps rare indicators from being blown up.
     """
 
-    def __init__(self, n_features: int):
+    def __init__(self, n_columns: int, floor: float = 0.0):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("scale", torch.ones(n_features))
+        self.floor = floor
+        self.register_buffer("mean", torch.zeros(n_columns))
+        self.register_buffer("scale", torch.ones(n_columns))
+
+    def fit(self, values_BF: Tensor) -> None:
+        """Take mean and standard deviation from training rows, NaN left out; constant columns become 0."""
+        known = ~values_BF.isnan()
+        count = known.sum(0).clamp(min=1)
+        mean = values_BF.nan_to_num(0.0).sum(0) / count
+        spread = (torch.where(known, values_BF - mean, 0.0).square().sum(0) / count).sqrt()
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(spread > 1e-8, spread.clamp(min=self.floor), torch.inf))
+
+    def forward(self, values_BF: Tensor) -> Tensor:
+        """Standardised values, NaN as 0."""
+        return ((values_BF - self.mean) / self.scale).nan_to_num(0.0)
+
+
+class FeatureInputs(nn.Module):
+    """Annotation features and the user's numeric columns as inputs of a head.
+
+    A conservation score means one thing in a codon and another in an intron. So each user column enters by itself, as
+    three hinges (above the mean, above one standard deviation, below the mean), times each modifier of the annotation
+    and, with more than one column, as pairwise products.
+
+    Args:
+        n_annotation: Annotation features, the first columns.
+        n_columns: User columns, the last ones.
+        modifiers: Numbers of the annotation features that modify a user column.
+    """
+
+    floor = 0.2
+
+    def __init__(self, n_annotation: int, n_columns: int, modifiers: Sequence[int]):
+        super().__init__()
+        self.n_annotation, self.n_columns = n_annotation, n_columns
+        self.register_buffer("modifiers", torch.tensor(list(modifiers), dtype=torch.long), persistent=False)
+        self.standardise_annotation = Standardise(n_annotation, self.floor)
+        self.standardise_columns = Standardise(n_columns)
+        pairs = [(i, j) for i in range(n_columns) for j in range(i)]
+        self.register_buffer("pairs", torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), persistent=False)
+        self.width = n_annotation + n_columns * (4 + len(modifiers)) + len(pairs)
 
     def fit(self, features_BF: Tensor) -> None:
-        """Take mean and standard deviation from training rows, NaN left out; constant columns keep scale 1."""
-        known = ~features_BF.isnan()
-        count = known.sum(0).clamp(min=1)
-        mean = features_BF.nan_to_num(0.0).sum(0) / count
-        spread = (torch.where(known, features_BF - mean, 0.0).square().sum(0) / count).sqrt()
-        self.mean.copy_(mean)
-        self.scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
+        """Take the statistics of training rows."""
+        self.standardise_annotation.fit(features_BF[:, : self.n_annotation])
+        self.standardise_columns.fit(features_BF[:, self.n_annotation :])
 
     def forward(self, features_BF: Tensor) -> Tensor:
-        """Standardised features, NaN as 0."""
-        return ((features_BF - self.mean) / self.scale).nan_to_num(0.0)
+        """Inputs (B, width) of features (B, F); NaN counts as the mean of the training rows."""
+        annotation_BA, columns_BU = features_BF[:, : self.n_annotation], features_BF[:, self.n_annotation :]
+        parts = [self.standardise_annotation(annotation_BA)]
+        if self.n_columns:
+            z_BU = self.standardise_columns(columns_BU)
+            modifiers_BM = annotation_BA[:, self.modifiers].nan_to_num(0.0)
+            parts += [z_BU, z_BU.relu(), (z_BU - 1).relu(), (-z_BU).relu()]
+            parts.append((z_BU[:, :, None] * modifiers_BM[:, None, :]).flatten(1))
+            parts.append(z_BU[:, self.pairs].prod(-1))
+        return torch.cat(parts, dim=1)
 
 
 class WindowDifference(nn.Module):
@@ -154,11 +199,11 @@ class EnsembleHead(nn.Module):
 
 
 class VariantEffectNet(nn.Module):
-    """Backbone difference and standardised features into an :class:`EnsembleHead`.
+    """Backbone difference and features into an :class:`EnsembleHead`.
 
     Args:
         backbone: Shared by both windows.
-        n_features: F, columns of ``batch["features"]``; 0 for sequence alone.
+        features: Turns ``batch["features"]`` into inputs of the head.
         n_outputs: K, logits or values per allele.
         head: Sizes of the head.
         complement: Complement of every token id, for the second orientation; ``None`` scores one orientation only.
@@ -168,17 +213,17 @@ class VariantEffectNet(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
+        features: FeatureInputs,
         *,
-        n_features: int,
         n_outputs: int,
         head: VariantHeadConfig,
         complement: Tensor | None = None,
         channel_complement: Tensor | None = None,
     ):
         super().__init__()
-        self.standardise = Standardise(n_features)
+        self.features = features
         self.difference = WindowDifference(backbone, head.d_hidden, head.radius, head.dropout)
-        self.head = EnsembleHead(n_features + head.d_hidden, n_outputs, head)
+        self.head = EnsembleHead(features.width + head.d_hidden, n_outputs, head)
         self.register_buffer("complement", complement, persistent=False)
         self.register_buffer("channel_complement", channel_complement, persistent=False)
 
@@ -198,8 +243,7 @@ class VariantEffectNet(nn.Module):
 
     def oriented(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Member outputs (M, B, K) of the windows as they are."""
-        features_BF = self.standardise(batch["features"])
-        return self.head(torch.cat([features_BF, self.difference(batch)], dim=-1))
+        return self.head(torch.cat([self.features(batch["features"]), self.difference(batch)], dim=-1))
 
     def flipped(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch on the other strand: ids complemented, windows and channels reversed, centre mirrored."""

@@ -23,7 +23,7 @@ from seqkit.data.variant_effect import VariantDataConfig, VariantEffectData, loa
 from seqkit.tasks.base import OptimConfig
 from seqkit.tasks.export import save_model
 from seqkit.tasks.variant_effect import MONITOR, VariantEffectTask, VariantLossConfig
-from seqkit.tasks.variant_net import VariantEffectNet, VariantHeadConfig
+from seqkit.tasks.variant_net import FeatureInputs, VariantEffectNet, VariantHeadConfig
 from seqkit.tokenizers.dna import DNATokenizer
 
 TASK = "variant-effect"
@@ -152,13 +152,13 @@ def build_net(model: BackboneConfig, head: VariantHeadConfig, layout: dict[str, 
     Args:
         model: Architecture; its ``n_channels`` is set to the annotation's.
         head: Sizes of the head.
-        layout: ``n_features``, ``n_outputs``, ``channel_complement`` and ``both_strands`` of the data.
+        layout: :meth:`seqkit.data.variant_effect.VariantEffectData.layout` of the data.
     """
     permutation = torch.tensor(layout["channel_complement"], dtype=torch.long)
     settings = asdict(model) | {"n_channels": len(permutation)}
     return VariantEffectNet(
         Backbone(BackboneConfig(**settings)),
-        n_features=layout["n_features"],
+        FeatureInputs(layout["n_annotation"], layout["n_columns"], layout["modifiers"]),
         n_outputs=layout["n_outputs"],
         head=head,
         complement=torch.from_numpy(DNATokenizer().complement).long() if layout["both_strands"] else None,

@@ -63,7 +63,7 @@ def test_build_is_guessed_from_whole_contigs_only(write_fasta):
 
 
 def test_missing_contig_names_those_there_are(write_fasta):
-    with pytest.raises(InputError, match="chr1.*got 'chr9'"):
+    with pytest.raises(InputError, match=r"chr1.*got 'chr9'"):
         Fasta(write_fasta({"chr1": CHR1})).fetch("chr9", 0, 1)
 
 

@@ -117,7 +117,7 @@ def test_labels_by_kind():
 
 def test_label_errors():
     table = labelled(cls=["LOF", "FUNC"], text=["a", "b"], none=[None, None])
-    with pytest.raises(InputError, match="FUNC, LOF.*Did you mean 'LOF'"):
+    with pytest.raises(InputError, match=r"FUNC, LOF.*Did you mean 'LOF'"):
         read_labels(table, "cls", positive="LOFF")
     with pytest.raises(InputError, match="Did you mean 'cls'"):
         read_labels(table, "clss")
@@ -133,7 +133,7 @@ def test_features_are_float_with_nan_for_missing():
     matrix, names = read_features(table, "CADD.score,phyloP (mammalian)")
     assert (names, matrix.dtype) == (("CADD.score", "phyloP (mammalian)"), np.float32)
     np.testing.assert_array_equal(matrix, [[1.5, 2], [np.nan, np.nan]])
-    with pytest.raises(InputError, match="Did you mean 'CADD.score'"):
+    with pytest.raises(InputError, match=r"Did you mean 'CADD.score'"):
         read_features(table, "CAD.score")
     with pytest.raises(InputError, match="numeric column"):
         read_features(table, "text")

@@ -57,7 +57,7 @@ def test_windows_are_those_of_the_spliced_string(write_fasta, drawn, length, str
     assert at == centre
     left, gone, new = trimmed(variant, strand)
     offset = len(pad) + left
-    # In a repeat the notation decides which of several equal places counts as changed; letters differ from there or later.
+    # In a repeat the notation decides which of several equal places counts as changed.
     assert offset <= begin
     assert shown_ref == reference[offset - centre : offset - centre + length]
     assert shown_alt == alternate[offset - centre : offset - centre + length]

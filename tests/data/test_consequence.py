@@ -6,8 +6,8 @@ from seqkit.data.fasta import Fasta
 from seqkit.data.regions import read_annotation
 from seqkit.data.sites import locate
 
-# Plus-strand gene. 0-based: UTR 10-13, coding 13-20 (exon 10-20), intron 20-40, exon 40-58 with coding 40-54, UTR 54-58.
-#   coding: ATG AAA T|GG CAT CGT TTA TAA, so codon 3 is split over the intron.
+# 0-based: UTR 10-13, coding 13-20 (exon 10-20), intron 20-40, exon 40-58 with coding 40-54 and UTR 54-58;
+# coding: ATG AAA T|GG CAT CGT TTA TAA, so codon 3 is split over the intron.
 LEFT, RIGHT = "ATGAAAT", "GGCATCGTTTATAA"
 GENE = "C" * 10 + "GGG" + LEFT + "GTAAGT" + "C" * 11 + "CAG" + RIGHT + "CCCC" + "T" * 12
 GFF = """##gff-version 3

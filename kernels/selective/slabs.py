@@ -16,8 +16,8 @@ from seqkit.kernels.chunks import ChunkTable, take_rows
 from seqkit.kernels.numbers import LOG2_E, accumulate_dtype, softplus
 
 STEPS = 16  # T: fewer steps save more boundary states, more steps pad short sequences
-SLAB_ELEMENTS = 1 << 20  # of one (T, C, N, D) buffer on a CPU: 4 MiB keeps the working set in a shared L3
-SLAB_ELEMENTS_GPU = 1 << 25
+STEP_ELEMENTS = (1 << 15) - 1  # of one (C, N, D) step on a CPU: below PyTorch's threshold for waking other threads
+STEP_ELEMENTS_GPU = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ class SlabPlan:
 
     def __init__(self, ops: Operands, table: ChunkTable):
         self.ops, self.table, self.chunks = ops, table, table.token_KT.shape[0]
-        limit = SLAB_ELEMENTS_GPU if ops.u_BLD.is_cuda else SLAB_ELEMENTS
-        self.width = max(1, min(self.chunks, limit // (STEPS * ops.A_ND.numel())))
+        limit = STEP_ELEMENTS_GPU if ops.u_BLD.is_cuda else STEP_ELEMENTS
+        self.width = max(1, min(self.chunks, limit // ops.A_ND.numel()))
         self._buffers: dict[str, torch.Tensor] = {}
 
     def slabs(self) -> Iterator[Slab]:

@@ -239,3 +239,18 @@ def test_gradient_through_one_output_only(provider, device, op):
         for name in got:
             assert_close(f"d{name}", got[name], want[name].double(), TOLERANCES[torch.float32])
         exact = problem.oracle()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", SCANS)
+@pytest.mark.parametrize("segments", [None, PACKED])
+def test_the_host_never_waits(provider, op, segments):
+    problem = settled(op, length=PACKED[-1], segments=segments, device="cuda").leaves()
+    weights = [torch.randn_like(x) for x in problem.run()]
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.autograd.backward(problem.run(), weights)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

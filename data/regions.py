@@ -217,10 +217,11 @@ def _gff3_parts(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, dict]]:
     rows = {row["id"]: row for row in holders.select("id", "parent", "name", "attributes").iter_rows(named=True)}
     owners = {}
     for key, row in rows.items():
-        gene = row["parent"] if row["parent"] in rows else key
+        gene = row["parent"] or key
+        above = rows.get(gene, row)
         owners[key] = {
             "gene_id": gene,
-            "gene_name": row["name"] if gene == key else rows[gene]["name"] or row["name"],
+            "gene_name": above["name"] or row["name"],
             "mane": bool(_MANE.search(row["attributes"])),
         }
     return parts.explode("transcript"), owners

@@ -112,10 +112,10 @@ def locate(
     strand_N = np.sign(np.zeros(len(ref)) if strand is None else np.asarray(strand)).astype(np.int8)
     status_N = np.array([_allele_status(r, a, length) for r, a in zip(ref, alt, strict=True)], dtype=np.int8)
     sites = Sites(contig, start_N, ref, alt, strand_N, status_N)
+    usable_N = np.isin(status_N, [int(Status.OK), int(Status.TOO_LONG)])
+    names_N = np.array(contig, dtype=object)
     for name in dict.fromkeys(contig):
-        members = np.array(
-            [i for i, c in enumerate(contig) if c == name and status_N[i] in (Status.OK, Status.TOO_LONG)]
-        )
+        members = np.flatnonzero(usable_N & (names_N == name))
         if len(members) and name is None:
             status_N[members] = Status.CONTIG_MISSING
         elif len(members):
@@ -124,14 +124,14 @@ def locate(
 
 
 def _allele_status(ref: str, alt: str, length: int) -> Status:
+    if len(ref) == len(alt) == 1 and ref in _BASES and alt in _BASES:
+        return Status.OK
     if alt == "*":
         return Status.STAR
     if not alt or not ref or not _LETTERS.issuperset(alt) or not _LETTERS.issuperset(ref):
         return Status.SYMBOLIC
     if not _BASES.issuperset(alt) or not _BASES.issuperset(ref):
         return Status.N_IN_WINDOW
-    if len(ref) == len(alt) == 1:
-        return Status.OK
     _, short_ref, short_alt = trim_alleles(ref, alt)
     room = length - length // 2
     return Status.TOO_LONG if max(len(short_ref), len(short_alt)) > room else Status.OK
@@ -154,20 +154,21 @@ def _judge_contig(
         known = (bases == 65) | (bases == 67) | (bases == 71) | (bases == 84)
         covered = np.cumsum(inside)
         unknown = np.concatenate([[0], np.cumsum(~known & (inside[1:] > 0))])
-        for i in chosen:
-            start, ref = int(sites.start_N[i]) - low, sites.ref[i]
-            end = start + len(ref)
-            if covered[end] - covered[start] < len(ref):
-                status_N[i] = Status.CONTIG_MISSING
-            elif bases[start:end].tobytes() != ref.encode():
-                status_N[i] = Status.REF_MISMATCH
-            elif status_N[i] != Status.TOO_LONG:
-                first = start - length // 2
-                last = first + length
-                if unknown[last] - unknown[first] > max_n_fraction * length:
-                    status_N[i] = Status.N_IN_WINDOW
-                elif covered[last] - covered[first] < length:
-                    status_N[i] = Status.EDGE
+        start, end = sites.start_N[chosen] - low, ends[span] - low
+        absent = covered[end] - covered[start] < end - start
+        differs = bases[start] != np.array([ord(sites.ref[i][0]) for i in chosen], dtype=np.uint8)
+        for k in np.flatnonzero((end - start > 1) & ~absent):
+            differs[k] = bases[start[k] : end[k]].tobytes() != sites.ref[chosen[k]].encode()
+        first = start - length // 2
+        last = first + length
+        judged = [
+            (absent, Status.CONTIG_MISSING),
+            (differs, Status.REF_MISMATCH),
+            (status_N[chosen] == Status.TOO_LONG, Status.TOO_LONG),
+            (unknown[last] - unknown[first] > max_n_fraction * length, Status.N_IN_WINDOW),
+            (covered[last] - covered[first] < length, Status.EDGE),
+        ]
+        status_N[chosen] = np.select([mask for mask, _ in judged], [status for _, status in judged], Status.OK)
 
 
 def clusters(starts: np.ndarray, ends: np.ndarray, limit: int) -> list[slice]:

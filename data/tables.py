@@ -28,6 +28,8 @@ def plain_suffix(path: Path) -> str:
 def read_table(path: Path) -> pl.DataFrame:
     """Read TSV, CSV (comma or semicolon) or Parquet; text may be compressed with gzip or bgzip.
 
+    Leading lines that start with ``##`` are remarks.
+
     Raises:
         InputError: The file is absent, empty, damaged, or of another kind.
     """
@@ -42,6 +44,8 @@ def read_table(path: Path) -> pl.DataFrame:
         if suffix in (".parquet", ".pq"):
             return pl.read_parquet(path)
         data = read_bytes(path)
+        while data.startswith(b"##"):
+            data = data.partition(b"\n")[2]
         if not data.strip():
             raise InputError(str(path), expected="a table with a header line", got="an empty file")
         return pl.read_csv(

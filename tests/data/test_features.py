@@ -3,10 +3,10 @@ import pytest
 
 from seqkit.data.consequence import predict_consequences
 from seqkit.data.fasta import Fasta
-from seqkit.data.features import TRINUCLEOTIDES, context_features, contexts
+from seqkit.data.features import GROUPS, TRINUCLEOTIDES, consequence_features, context_features, contexts
 from seqkit.data.residues import blosum62, grantham, properties
 from seqkit.data.sites import locate
-from seqkit.errors import InputError
+from seqkit.errors import ConfigError, InputError
 
 
 def test_contexts_are_read_on_the_sites_strand(write_fasta, table_of):
@@ -50,3 +50,44 @@ def test_contexts_never_build_windows_for_unscored_alleles(write_fasta, table_of
     assert contexts(sites, fasta).tolist() == [""]
     with pytest.raises(InputError):
         fasta.fetch("9", 0, 1)
+
+
+def features_of(brca1, rows=None, **options):
+    table = brca1.table if rows is None else brca1.table.take(rows)
+    sites = locate(table, brca1.fasta, length=64)
+    consequences = predict_consequences(sites, brca1.fasta, brca1.annotation)
+    return consequence_features(sites, brca1.fasta, consequences, **options)
+
+
+def test_consequence_features_are_finite_and_named_once(brca1):
+    matrix, names = features_of(brca1)
+    assert matrix.shape == (3893, len(names))
+    assert matrix.dtype == np.float32
+    assert np.isfinite(matrix).all()
+    assert len(set(names)) == len(names)
+    classes = [i for i, name in enumerate(names) if name.startswith("class=")]
+    np.testing.assert_array_equal(matrix[:, classes].sum(1), 1)
+
+
+def test_an_alleles_features_do_not_depend_on_the_others(brca1):
+    matrix, _ = features_of(brca1)
+    rows = np.array([5, 3000, 77])
+    np.testing.assert_allclose(features_of(brca1, rows)[0], matrix[rows], rtol=1e-5, atol=1e-5)
+
+
+def test_groups_are_chosen_by_name(brca1):
+    rows = np.arange(20)
+    whole, names = features_of(brca1, rows)
+    parts = [features_of(brca1, rows, groups=[group]) for group in GROUPS]
+    assert [name for _, found in parts for name in found] == list(names)
+    np.testing.assert_array_equal(np.concatenate([matrix for matrix, _ in parts], axis=1), whole)
+    assert features_of(brca1, rows, groups=[])[0].shape == (20, 0)
+    with pytest.raises(ConfigError, match="class"):
+        features_of(brca1, rows, groups=["clas"])
+
+
+def test_features_of_alleles_without_a_gene_or_window_are_finite(brca1, table_of):
+    table = table_of(("17", 41_150_000, "N", "<DEL>"), ("9", 5, "A", "C"), ("17", 41_276_135, "T", "TG"))
+    sites = locate(table, brca1.fasta, length=64)
+    consequences = predict_consequences(sites, brca1.fasta, brca1.annotation)
+    assert np.isfinite(consequence_features(sites, brca1.fasta, consequences)[0]).all()

@@ -1,4 +1,5 @@
 import gzip
+import sys
 
 import numpy as np
 import polars as pl
@@ -66,6 +67,20 @@ def test_unreadable_tables(tmp_path):
     for name in ("empty.tsv", "v.xlsx", "cut.tsv.gz", "bad.parquet", "absent.tsv"):
         with pytest.raises(InputError):
             read_table(tmp_path / name)
+
+
+def test_remarks_byte_order_mark_and_quotes(tmp_path):
+    (tmp_path / "a.tsv").write_text("##made by\tx\n#CHROM\tPOS\tREF\tALT\n1\t5\tA\tC\n")
+    assert read_variants(tmp_path / "a.tsv").alleles["pos"].to_list() == [5]
+    (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbfchrom,pos,ref,alt,name\n1,5,A,C,"x, y"\n')
+    assert read_variants(tmp_path / "a.csv").column("name").to_list() == ["x, y"]
+
+
+def test_vcf_without_pysam_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pysam", None)
+    (tmp_path / "v.vcf").write_text("##fileformat=VCFv4.2\n")
+    with pytest.raises(InputError, match="TSV, CSV or Parquet"):
+        read_variants(tmp_path / "v.vcf")
 
 
 def test_vcf_alleles_and_info(tmp_path):

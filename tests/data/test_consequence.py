@@ -1,8 +1,13 @@
+import numpy as np
 import polars as pl
 import pytest
+from Bio.Seq import Seq
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from seqkit.data.consequence import CONSEQUENCES, CONTEXT, predict_consequences
 from seqkit.data.fasta import Fasta
+from seqkit.data.genome import trim_alleles
 from seqkit.data.regions import read_annotation
 from seqkit.data.sites import locate
 
@@ -160,3 +165,43 @@ def test_bundled_predictions_agree_with_the_published_columns(brca1):
     print(f"{len(odd)} of {len(both)} differ: {odd['transcript_variant'].to_list()}")
     # The codon of c.301 ends in exon 6, which the derived annotation does not have.
     assert set(odd["transcript_variant"]) == {"c.301T>A", "c.301T>G"}
+
+
+BODY = "ATG" + "".join(np.random.default_rng(8).choice(["GCT", "AAA", "CGT", "GAC", "TTC", "TGG", "CAA"], 20)) + "TAA"
+EDGES = [
+    "chrB\tx\tmRNA\t6\t100\t.\t+\t.\tID=t",
+    f"chrB\tx\texon\t6\t{30 + len(BODY)}\t.\t+\t.\tParent=t",
+    f"chrB\tx\tCDS\t21\t{20 + len(BODY)}\t.\t+\t0\tParent=t",
+]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, len(BODY) - 6), st.integers(1, 5), st.text("ACGT", min_size=1, max_size=5))
+def test_changes_within_an_exon_agree_with_translating_the_whole(write_fasta, table_of, tmp_path, at, reach, alt):
+    ref = BODY[at : at + reach]
+    if trim_alleles(ref, alt)[1:] == ("", ""):
+        return
+    fasta = Fasta(write_fasta({"chrB": "C" * 20 + BODY + "C" * 40}))
+    gff = tmp_path / "b.gff3"
+    gff.write_text("\n".join(EDGES) + "\n")
+    sites = locate(table_of(("chrB", 21 + at, ref, alt)), fasta, length=24)
+    row = predict_consequences(sites, fasta, read_annotation(gff)).row(0, named=True)
+    changed = BODY[:at] + alt + BODY[at + reach :]
+    before, after = (str(Seq(text[: len(text) // 3 * 3]).translate()) for text in (BODY, changed))
+    shift = len(alt) - len(ref)
+    kind = row["consequence"]
+    if not changed.startswith("ATG"):
+        assert kind == "start_lost"
+    elif shift % 3:
+        assert kind == "frameshift"
+    elif "*" not in after:
+        assert kind == "stop_lost"
+    elif after.index("*") < len(after) - 1:
+        assert kind == "stop_gained"
+    elif shift:
+        assert kind == ("inframe_insertion" if shift > 0 else "inframe_deletion")
+    else:
+        assert kind == ("synonymous" if before == after else "missense")
+        if kind == "missense":
+            first = next(i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b)
+            assert (row["aa_ref"], row["aa_alt"]) == (before[first], after[first])

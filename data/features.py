@@ -6,9 +6,8 @@ name, so that adding or leaving one out touches one line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import polars as pl
@@ -20,11 +19,11 @@ from seqkit.data.residues import RESIDUES, blosum62, grantham, properties
 from seqkit.data.sites import Sites
 from seqkit.data.splice_sites import WEAK_DONOR_BITS, SpliceChange, splice_changes
 from seqkit.data.windows import build_windows
-from seqkit.errors import ConfigError
 from seqkit.tokenizers.dna import DNATokenizer
 
 DONOR_OFFSETS = (-3, -2, -1, 1, 2, 3, 4, 5, 6)
 ACCEPTOR_OFFSETS = range(-10, 0)
+FAR = 60
 NEAR_SITE = 8.0
 """Bases over which closeness to a splice site falls to 1/e."""
 CODING = ("stop_gained", "frameshift", "stop_lost", "start_lost", "inframe_insertion", "inframe_deletion", "missense",
@@ -34,7 +33,6 @@ MODIFIERS = (
     "donor_change", "acceptor_change", "noncoding_near_donor", "noncoding_near_acceptor",
 )  # fmt: skip
 """Features that say where and in what a user's numeric column matters; a model may multiply the column by each."""
-TRINUCLEOTIDES = tuple(f"{a}{ref}{b}>{alt}" for a, ref, b, alt in product("ACGT", "ACGT", "ACGT", "ACGT") if ref != alt)
 
 _FIRST_BASE = int(DNATokenizer().encode("A")[0])
 Columns = Iterator[tuple[str, np.ndarray]]
@@ -180,6 +178,17 @@ def _length(x: FeatureInputs) -> Columns:
     yield "substituted", np.log1p((np.minimum(x.ref_length, x.alt_length) - 1).clip(0))
 
 
+def _plain(x: FeatureInputs) -> Columns:
+    """What a plain regression on the consequence would be given besides class, codon and substitution."""
+    for residue in RESIDUES + "*":
+        yield f"aa_ref={residue}", x.aa_ref == ord(residue)
+    for side, values in (("ref", x.ref_base), ("alt", x.alt_base)):
+        for base in "ACGT":
+            yield f"{side}={base}", values == ord(base)
+    for kind, distance in (("donor", x.donor), ("acceptor", x.acceptor)):
+        yield f"{kind}_distance", np.nan_to_num(distance, nan=FAR).clip(-FAR, FAR)
+
+
 GROUPS: dict[str, Callable[[FeatureInputs], Columns]] = {
     "class": _class,
     "codon": _codon,
@@ -190,10 +199,17 @@ GROUPS: dict[str, Callable[[FeatureInputs], Columns]] = {
     "splice_change": _splice_change,
     "length": _length,
 }
+PLAIN_GROUPS = {**{name: GROUPS[name] for name in ("class", "codon", "residue", "substitution", "splice_offset")},
+                "plain": _plain}  # fmt: skip
+"""Groups of the baseline regression, without splice-site bits and without the residue's surroundings."""
 
 
 def consequence_features(
-    sites: Sites, fasta: Fasta, consequences: pl.DataFrame, *, groups: Sequence[str] | None = None
+    sites: Sites,
+    fasta: Fasta,
+    consequences: pl.DataFrame,
+    *,
+    groups: Mapping[str, Callable[[FeatureInputs], Columns]] = GROUPS,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Features that follow from the predicted consequence; nothing measured, nothing from positions.
 
@@ -201,24 +217,17 @@ def consequence_features(
         sites: Placed alleles.
         fasta: The reference.
         consequences: Frame of :func:`seqkit.data.consequence.predict_consequences` for the same alleles.
-        groups: Names among :data:`GROUPS`; all by default.
+        groups: :data:`GROUPS`, :data:`PLAIN_GROUPS` or a part of them.
 
     Returns:
         float32 (N, F), finite, and the F names.
-
-    Raises:
-        ConfigError: A group is unknown.
     """
-    chosen = list(GROUPS) if groups is None else list(groups)
-    for name in chosen:
-        if name not in GROUPS:
-            raise ConfigError("groups", expected=f"names among {', '.join(GROUPS)}", got=repr(name))
     inputs = _inputs(sites, fasta, consequences)
-    columns = [column for name in chosen for column in GROUPS[name](inputs)]
-    if not columns:
+    columns = [column for group in groups.values() for column in group(inputs)]
+    matrix = [np.asarray(values, dtype=np.float32) for _, values in columns]
+    if not matrix:
         return np.zeros((len(sites), 0), dtype=np.float32), ()
-    matrix = np.stack([np.asarray(values, dtype=np.float32) for _, values in columns], axis=1)
-    return matrix, tuple(name for name, _ in columns)
+    return np.stack(matrix, axis=1), tuple(name for name, _ in columns)
 
 
 def contexts(sites: Sites, fasta: Fasta) -> np.ndarray:
@@ -238,21 +247,6 @@ def contexts(sites: Sites, fasta: Fasta) -> np.ndarray:
     letters = np.array(list("ACGT"))[ids[known]]
     out[rows[known]] = [f"{a}{b}{c}>{d}" for a, b, c, d in letters]
     return out
-
-
-def context_features(sites: Sites, fasta: Fasta) -> tuple[np.ndarray, tuple[str, ...]]:
-    """One-hot trinucleotide context (192), reference base (4) and alternate base (4) on the strand of the sites.
-
-    Returns:
-        float32 (N, 200) and the names.
-    """
-    values = contexts(sites, fasta)
-    ref = np.array([value[1:2] for value in values])
-    alt = np.array([value[4:5] for value in values])
-    columns = [values == name for name in TRINUCLEOTIDES]
-    columns += [ref == base for base in "ACGT"] + [alt == base for base in "ACGT"]
-    names = (*TRINUCLEOTIDES, *(f"ref={base}" for base in "ACGT"), *(f"alt={base}" for base in "ACGT"))
-    return np.stack(columns, axis=1).astype(np.float32), names
 
 
 def _inputs(sites: Sites, fasta: Fasta, consequences: pl.DataFrame) -> FeatureInputs:

@@ -93,9 +93,13 @@ def splice_changes(sites: Sites, fasta: Fasta, donor: NDArray, acceptor: NDArray
     donor_start = border(donor[rows]) - DONOR_EXONIC
     acceptor_start = border(acceptor[rows]) - ACCEPTOR_INTRONIC
     bits = motif_bits()
-    for name, start, motif in (("donor", donor_start, bits["donor"]), ("acceptor", acceptor_start, bits["acceptor"])):
+    for name, start, before, motif in (
+        ("donor", donor_start, DONOR_EXONIC, bits["donor"]),
+        ("acceptor", acceptor_start, ACCEPTOR_INTRONIC, bits["acceptor"]),
+    ):
         reference = site_bits(ref_NW, start, np.zeros_like(shift), motif)
-        alternate = site_bits(alt_NW, start, shift, motif)
+        # A border behind the change moves with it; one before the change reads on into what has moved up.
+        alternate = site_bits(alt_NW, start, np.where(start + before > RADIUS, shift, 0), motif)
         getattr(out, name)[rows] = np.nan_to_num(alternate - reference)
         if name == "donor":
             out.donor_reference[rows] = np.nan_to_num(reference)
@@ -127,17 +131,22 @@ def border(distance: NDArray) -> NDArray:
     return np.where(distance > 0, RADIUS - (distance - 1), RADIUS - distance)
 
 
-def site_bits(bases_NW: NDArray, start: NDArray, shift: NDArray, motif: NDArray) -> NDArray:
-    """Bits of the motif at a start index of each row, NaN where it leaves the window or does not hold the change.
+def site_bits(bases_NW: NDArray, start: NDArray, moved: NDArray, motif: NDArray) -> NDArray:
+    """Bits of the motif of each row's site, NaN where the site leaves the window or does not hold the change.
 
-    Bases behind the change have moved by ``shift`` in the alternate window.
+    Args:
+        bases_NW: Base numbers.
+        start: Start index of the site on the reference.
+        moved: Bases by which the site has moved on this allele.
+        motif: (M, 5) bits.
     """
-    index_NM = start[:, None] + np.arange(len(motif))
-    holds = (index_NM[:, 0] <= RADIUS) & (index_NM[:, -1] >= RADIUS)
-    index_NM = index_NM + np.where(index_NM > RADIUS, shift[:, None], 0)
-    inside = holds & (index_NM.min(1) >= 0) & (index_NM.max(1) < bases_NW.shape[1])
-    found = bases_NW[np.arange(len(start))[:, None], index_NM.clip(0, bases_NW.shape[1] - 1)]
-    return np.where(inside, motif[np.arange(len(motif)), found].sum(1), np.nan)
+    length = len(motif)
+    holds = (start <= RADIUS) & (start + length > RADIUS)
+    first = start + moved
+    inside = holds & (first >= 0) & (first + length <= bases_NW.shape[1])
+    index_NM = first.clip(0, bases_NW.shape[1] - length)[:, None] + np.arange(length)
+    found = bases_NW[np.arange(len(start))[:, None], index_NM]
+    return np.where(inside, motif[np.arange(length), found].sum(1), np.nan)
 
 
 def best_other(bases_NW: NDArray, annotated: NDArray, motif: NDArray, core: tuple[int, int], at: int) -> NDArray:

@@ -17,7 +17,7 @@ from seqkit.data.channels import CHANNELS, COMPLEMENT_ORDER
 from seqkit.data.consequence import predict_consequences
 from seqkit.data.dataset import VariantWindowDataset
 from seqkit.data.fasta import Fasta
-from seqkit.data.features import MODIFIERS, consequence_features, contexts
+from seqkit.data.features import MODIFIERS, PLAIN_GROUPS, consequence_features, contexts
 from seqkit.data.genome import canonical_contig
 from seqkit.data.labels import Labels, read_features, read_labels
 from seqkit.data.reference_check import check_reference
@@ -166,10 +166,12 @@ class VariantEffectData:
         """Class names of a multi-class label."""
         return self.label_info.classes
 
-    @property
-    def annotation_features(self) -> np.ndarray:
-        """The columns of ``features`` that the annotation gives."""
-        return self.features[:, : self.n_annotation_features]
+    @cached_property
+    def plain_features(self) -> np.ndarray:
+        """(N, F) what a plain regression on the predicted consequence is given; no columns without annotation."""
+        if self.consequences is None:
+            return np.zeros((len(self.table), 0), dtype=np.float32)
+        return consequence_features(self.sites, self.fasta, self.consequences, groups=PLAIN_GROUPS)[0]
 
     @property
     def inputs(self) -> dict[str, str | None]:

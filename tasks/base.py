@@ -19,18 +19,20 @@ class OptimConfig:
 
     Attributes:
         lr: Peak learning rate.
+        head_lr: Peak learning rate of the parameters that :meth:`SequenceTask.head_parameters` names.
         weight_decay: Decoupled weight decay of matrices; norms, biases, A_log, D and dt biases get none.
         warmup: Share of all steps over which the rate rises from zero, 0 to 1.
         clip_norm: Largest gradient norm.
     """
 
     lr: float = 1e-3
+    head_lr: float = 1e-2
     weight_decay: float = 0.05
     warmup: float = 0.1
     clip_norm: float = 1.0
 
     def __post_init__(self):
-        for name in ("lr", "clip_norm"):
+        for name in ("lr", "head_lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"optim.{name}", expected="a number above 0", got=str(getattr(self, name)))
         if not 0 <= self.warmup <= 1:
@@ -54,11 +56,22 @@ class SequenceTask(lightning.LightningModule):
 
     def configure_optimizers(self):
         """AdamW over decayed and undecayed groups, stepped by :func:`warmup_cosine`."""
-        optimizer = torch.optim.AdamW(parameter_groups(self.net, self.optim.weight_decay), lr=self.optim.lr)
+        head = {id(parameter) for parameter in self.head_parameters()}
+        groups = []
+        for group in parameter_groups(self.net, self.optim.weight_decay):
+            for lr, wanted in ((self.optim.lr, False), (self.optim.head_lr, True)):
+                chosen = [p for p in group["params"] if (id(p) in head) == wanted]
+                if chosen:
+                    groups.append({**group, "params": chosen, "lr": lr})
+        optimizer = torch.optim.AdamW(groups, lr=self.optim.lr)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(self.optim.warmup * total))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters that learn at ``head_lr``: none, unless the task has a head with a penalty of its own."""
+        return []
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
         """Seed dropout by (seed, step), so that a run resumed at an epoch repeats the unbroken one."""

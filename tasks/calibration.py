@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
 
 from seqkit.errors import ShapeError
 from seqkit.tasks.intervals import undefined_reason
 
 LEAST_SCALE = 0.01  # a model worse than chance on validation is flattened towards the prevalence, never reversed
 LARGEST_SCALE = 100.0
-_STEPS = 100
+PRIOR_ROWS = 400.0
 _PRECISION = 1e-10
 
 
@@ -63,40 +64,46 @@ class TemperatureScaling:
         return np.exp(_log_softmax(self.logits(np.asarray(logits, dtype=float))))
 
 
-def fit_platt(logits: ArrayLike, labels: ArrayLike) -> PlattScaling:
-    """Scale and shift that make validation logits most likely.
+def fit_platt(logits: ArrayLike, labels: ArrayLike, *, prior_rows: float = PRIOR_ROWS) -> PlattScaling:
+    """Scale and shift that make validation logits most likely, held near the identity by a prior.
 
-    Targets are drawn in from 0 and 1 by one pseudo-count per class, so that separable rows do not ask for an
-    infinite scale. The scale stays in [0.01, 100].
+    A validation part is a few exons or chromosomes with a prevalence of its own, which a free shift would carry over
+    to all other rows. So ``log(scale)`` and ``shift`` have a normal prior around 0 that weighs as much as some hundred
+    rows: small parts move the logits little, large ones as far as they ask. The scale stays in [0.01, 100].
 
     Args:
         logits: (N,) of validation rows, finite where labelled.
         labels: (N,) of 0, 1 or NaN.
+        prior_rows: Weight of the prior: ``prior_rows * (log(scale)^2 + shift^2)`` is added to the cross-entropy sum.
 
     Returns:
         The identity, with a warning, when the rows hold fewer than two classes.
 
-    Reference: Platt 1999, section 2.2; Lin, Lin and Weng 2007 for the Newton step with backtracking.
+    Reference: Platt 1999, section 2.2, for the form; the prior is ours.
     """
     x_N, y_N = _labelled(logits, labels, axes=1)
     reason = undefined_reason(y_N)
     if reason:
         return _identity(PlattScaling(), reason)
-    positives, negatives = y_N.sum(), (1 - y_N).sum()
-    target_N = np.where(y_N == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-    spread = x_N.std()
-    if spread < 1e-12:
-        shift = _logit(target_N.mean()) - x_N.mean()
-        return PlattScaling(scale=1.0, shift=float(shift))
-    centre = x_N.mean()
-    design_N2 = np.stack([(x_N - centre) / spread, np.ones_like(x_N)], axis=1)
-    slope, offset = _newton(design_N2, target_N, np.array([0.0, _logit(target_N.mean())]))
-    scale = float(np.clip(slope / spread, LEAST_SCALE, LARGEST_SCALE))
-    if scale != slope / spread:
-        if slope <= 0:
-            warnings.warn("validation scores rank no better than chance: calibration flattens them", stacklevel=2)
-        offset = _match_mean(scale * (x_N - centre), target_N)
-    return PlattScaling(scale=scale, shift=float(offset - scale * centre))
+    weight = max(float(prior_rows), 1e-3)  # separable rows alone would ask for an infinite scale
+
+    def objective(values: NDArray) -> tuple[float, NDArray]:
+        scale, shift = np.exp(values[0]), values[1]
+        p_N = _sigmoid(scale * x_N + shift)
+        loss = _cross_entropy(scale * x_N + shift, y_N) + weight * (values**2).sum()
+        error_N = p_N - y_N
+        return loss / len(y_N), (np.array([error_N @ x_N * scale, error_N.sum()]) + 2 * weight * values) / len(y_N)
+
+    low, high = np.log(LEAST_SCALE), np.log(LARGEST_SCALE)
+    options = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000}
+    bounds = [(low, high), (None, None)]
+    # Far starts help where the curve is flat; the best end counts.
+    starts = ([0.0, 0.0], [low / 2, 0.0], [-np.log(x_N.std() + 1e-9).clip(-4, 4), 0.0])
+    ends = [minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for start in starts]
+    slope, shift = min(ends, key=lambda end: end.fun).x
+    if slope <= low:
+        warnings.warn("validation scores rank no better than chance: calibration flattens them", stacklevel=2)
+    return PlattScaling(scale=float(np.exp(slope)), shift=float(shift))
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> TemperatureScaling:
@@ -124,33 +131,6 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> TemperatureScaling:
         gains = (own_N - (p_NC * x_NC).sum(axis=1)).mean() > 0
         low, high = (middle, high) if gains else (low, middle)
     return TemperatureScaling(temperature=float(np.exp(-0.5 * (low + high))))
-
-
-def _newton(design_N2: NDArray, target_N: NDArray, start: NDArray) -> NDArray:
-    """Slope and offset of a logistic regression on soft targets."""
-    beta = start
-    loss = _cross_entropy(design_N2 @ beta, target_N)
-    for _ in range(_STEPS):
-        p_N = _sigmoid(design_N2 @ beta)
-        gradient = design_N2.T @ (p_N - target_N)
-        if np.abs(gradient).max() < _PRECISION * len(target_N):
-            break
-        hessian = (design_N2 * (p_N * (1 - p_N))[:, None]).T @ design_N2 + 1e-12 * np.eye(2)
-        step, size = np.linalg.solve(hessian, gradient), 1.0
-        while size > 1e-6 and _cross_entropy(design_N2 @ (beta - size * step), target_N) > loss:
-            size *= 0.5
-        beta = beta - size * step
-        loss = _cross_entropy(design_N2 @ beta, target_N)
-    return beta
-
-
-def _match_mean(x_N: NDArray, target_N: NDArray) -> float:
-    """Shift with which the mean probability equals the mean target."""
-    low, high = -x_N.max() - 40.0, -x_N.min() + 40.0
-    while high - low > _PRECISION * (1 + abs(low)):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if _sigmoid(x_N + middle).mean() < target_N.mean() else (low, middle)
-    return 0.5 * (low + high)
 
 
 def _labelled(logits: ArrayLike, labels: ArrayLike, axes: int) -> tuple[NDArray, NDArray]:
@@ -184,7 +164,3 @@ def _sigmoid(x: NDArray) -> NDArray:
 def _log_softmax(x: NDArray) -> NDArray:
     x = x - x.max(axis=-1, keepdims=True)
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-
-
-def _logit(p: float) -> float:
-    return float(np.log(p / (1 - p)))

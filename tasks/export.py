@@ -44,7 +44,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise CheckpointError(
-            "--ckpt", expected=f"a finished run with {DESCRIPTION}", got=str(folder), remedy="Finish it with fit --resume."
+            "--ckpt",
+            expected=f"a finished run with {DESCRIPTION}",
+            got=str(folder),
+            remedy="Finish it with fit --resume.",
         )
     try:
         description = json.loads(path.read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from seqkit.errors import ConfigError
@@ -77,6 +77,10 @@ class VariantEffectTask(SequenceTask):
             known = labels_BT[~labels_BT.isnan()].long()
             count = torch.bincount(known, minlength=len(self.class_weight)).clamp(min=1)
             self.class_weight.copy_(len(known) / (len(self.class_weight) * count))
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The feature head, which its penalty keeps small."""
+        return list(self.net.head.parameters())
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of the members plus the penalties."""
@@ -148,11 +152,13 @@ class VariantEffectTask(SequenceTask):
         return {"index": batch["index"], "outputs": outputs_BK, "as_given": as_given_BK, "other": other_BK}
 
     def pooled(self, outputs_MBK: Tensor) -> Tensor:
-        """Mean over members, (B, K), in label units where labels are continuous."""
+        """Mean over members, (B, K), in label units where labels are continuous, free of the class weights' shift."""
         mean_BK = outputs_MBK.mean(0)
         if self.kind == "continuous":
             return mean_BK * self.label_scale.scale + self.label_scale.mean
-        return mean_BK
+        if self.kind == "multiclass":
+            return mean_BK - self.class_weight.log()
+        return mean_BK - (self.class_weight[1] / self.class_weight[0]).log()
 
     def decide(self, outputs_MBK: Tensor) -> Tensor:
         """Probabilities or values (B, K) of member outputs."""

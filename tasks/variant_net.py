@@ -23,31 +23,26 @@ from seqkit.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class VariantHeadConfig:
-    """The head on the difference of the two windows.
+    """The heads on the difference of the two windows and on the features.
 
     Attributes:
-        d_hidden: Width of each member's hidden layer.
-        members: Networks in the head whose outputs are averaged; each starts from its own weights.
+        d_hidden: Width of the hidden layers.
+        members: Networks of the feature head whose outputs are averaged; each starts from its own weights.
         dropout: Dropout of the hidden layers, 0 to 1.
-        feature_dropout: Share of annotation and user features hidden per allele and member in training, 0 to 1.
         radius: Bases on each side of the variant that make up its neighbourhood.
     """
 
-    d_hidden: int = 64
-    members: int = 8
+    d_hidden: int = 16
+    members: int = 4
     dropout: float = 0.3
-    feature_dropout: float = 0.1
     radius: int = 8
 
     def __post_init__(self):
-        if self.d_hidden < 1 or self.members < 1 or self.radius < 0:
-            raise ConfigError(
-                "head", expected="d_hidden and members of 1 or more, radius of 0 or more",
-                got=f"{self.d_hidden}, {self.members}, {self.radius}",
-            )  # fmt: skip
-        for name in ("dropout", "feature_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"head.{name}", expected="a share from 0 up to 1", got=str(getattr(self, name)))
+        for name, least in (("d_hidden", 1), ("members", 1), ("radius", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"head.{name}", expected=f"at least {least}", got=str(getattr(self, name)))
+        if not 0 <= self.dropout < 1:
+            raise ConfigError("head.dropout", expected="a share from 0 up to 1", got=str(self.dropout))
 
 
 class Standardise(nn.Module):
@@ -130,22 +125,25 @@ class WindowDifference(nn.Module):
 
     Args:
         backbone: Reads token ids (B, L), optionally with channels (B, L, C), to hidden states (B, L, D).
-        d_out: Width of the returned vector.
-        radius: Bases on each side that make up the neighbourhood.
-        dropout: Dropout of the returned vector.
+        n_outputs: K.
+        config: Sizes, neighbourhood and dropout.
     """
 
-    def __init__(self, backbone: Backbone, d_out: int, radius: int, dropout: float):
+    def __init__(self, backbone: Backbone, n_outputs: int, config: VariantHeadConfig):
         super().__init__()
         self.backbone = backbone
-        self.radius = radius
-        self.project = nn.Sequential(
-            nn.LayerNorm(4 * backbone.hidden_width), nn.Linear(4 * backbone.hidden_width, d_out)
+        self.radius = config.radius
+        width = 4 * backbone.hidden_width
+        self.enter = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, config.d_hidden), nn.SiLU(), nn.Dropout(config.dropout)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.leave = nn.Linear(config.d_hidden, n_outputs)
+        # Starts without a say, so that it learns what the features leave open.
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Difference vector (B, d_out) of a batch with ``ref_ids, alt_ids, centre`` and optional channels."""
+        """Outputs (B, K) of a batch with ``ref_ids, alt_ids, centre`` and optional channels."""
         ids_BL = torch.cat([batch["ref_ids"], batch["alt_ids"]])
         channels_BLC = None
         if "ref_channels" in batch:
@@ -163,10 +161,10 @@ class WindowDifference(nn.Module):
             change_BLD.mean(1),
             ref_BLD[row_B, centre_B],
         ]
-        return self.dropout(self.project(torch.cat(views, dim=-1)))
+        return self.leave(self.enter(torch.cat(views, dim=-1)))
 
 
-class EnsembleHead(nn.Module):
+class FeatureHead(nn.Module):
     """Linear part plus one small hidden layer, several independently initialised members, mean of their logits.
 
     The linear part carries what annotation says about an allele (as a penalised regression would); the hidden layer
@@ -182,24 +180,23 @@ class EnsembleHead(nn.Module):
     def __init__(self, n_inputs: int, n_outputs: int, config: VariantHeadConfig):
         super().__init__()
         members, hidden = config.members, config.d_hidden
-        self.dropout, self.input_dropout = config.dropout, config.feature_dropout
+        self.dropout = config.dropout
         self.wide = nn.Parameter(torch.zeros(members, n_inputs, n_outputs))
         self.bias = nn.Parameter(torch.zeros(members, 1, n_outputs))
-        self.enter = nn.Parameter(torch.randn(members, n_inputs, hidden) * 0.5 / n_inputs**0.5)
+        self.enter = nn.Parameter(torch.randn(members, n_inputs, hidden) * 0.5 / max(1, n_inputs) ** 0.5)
         self.enter_bias = nn.Parameter(torch.zeros(members, 1, hidden))
         self.leave = nn.Parameter(torch.randn(members, hidden, n_outputs) * 0.5 / hidden**0.5)
 
     def forward(self, inputs_BI: Tensor) -> Tensor:
         """Outputs of every member, (M, B, K)."""
         inputs_MBI = inputs_BI.expand(len(self.wide), *inputs_BI.shape)
-        inputs_MBI = functional.dropout(inputs_MBI, self.input_dropout, self.training)
         hidden_MBH = functional.silu(torch.baddbmm(self.enter_bias, inputs_MBI, self.enter))
         hidden_MBH = functional.dropout(hidden_MBH, self.dropout, self.training)
         return torch.baddbmm(self.bias, inputs_MBI, self.wide) + hidden_MBH @ self.leave
 
 
 class VariantEffectNet(nn.Module):
-    """Backbone difference and features into an :class:`EnsembleHead`.
+    """The sum of what the windows say and what the features say.
 
     Args:
         backbone: Shared by both windows.
@@ -222,8 +219,8 @@ class VariantEffectNet(nn.Module):
     ):
         super().__init__()
         self.features = features
-        self.difference = WindowDifference(backbone, head.d_hidden, head.radius, head.dropout)
-        self.head = EnsembleHead(features.width + head.d_hidden, n_outputs, head)
+        self.sequence = WindowDifference(backbone, n_outputs, head)
+        self.head = FeatureHead(features.width, n_outputs, head)
         self.register_buffer("complement", complement, persistent=False)
         self.register_buffer("channel_complement", channel_complement, persistent=False)
 
@@ -243,7 +240,7 @@ class VariantEffectNet(nn.Module):
 
     def oriented(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Member outputs (M, B, K) of the windows as they are."""
-        return self.head(torch.cat([self.features(batch["features"]), self.difference(batch)], dim=-1))
+        return self.head(self.features(batch["features"])) + self.sequence(batch)
 
     def flipped(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch on the other strand: ids complemented, windows and channels reversed, centre mirrored."""

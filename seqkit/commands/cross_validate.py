@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from seqkit.commands.run_folder import METRICS, write_manifest
-from seqkit.commands.variant_report import OURS, PREDICTIONS
+from seqkit.commands.variant_report import OURS, PREDICTIONS, RAW
 from seqkit.data.variant_effect import VariantEffectData, load_variant_effect
 from seqkit.errors import ConfigError
 from seqkit.files import write_json
@@ -101,7 +101,8 @@ def pool(folder: Path, data: VariantEffectData, folds: int) -> Pooled:
         frame["fold"].to_numpy(),
         data.blocks[frame["index"].to_numpy()],
         frame["consequence"].to_numpy() if "consequence" in frame.columns else np.full(frame.height, ""),
-        {name: frame[name].to_numpy() for name in known},
+        # Each fold has its own calibration; rows of different folds are compared before it.
+        {name: frame[RAW if name == OURS else name].to_numpy() for name in known if name != RAW},
     )
 
 

@@ -27,6 +27,7 @@ from seqkit.tasks.metrics import best_mcc_threshold, estimate_all, metric_set
 from seqkit.tasks.variant_effect import VariantEffectTask
 
 OURS = "seqkit"
+RAW = "seqkit, before calibration"
 PREDICTIONS = "predictions.parquet"
 PROBABILITY_METRICS = ("brier", "log_loss", "ece")
 
@@ -96,7 +97,7 @@ def evaluate(
         "unscored": data.sites.counts(),
         "results": results,
     }
-    write_predictions(folder / PREDICTIONS, data, split, methods_of)
+    write_predictions(folder / PREDICTIONS, data, split, methods_of, np.concatenate([validation, test]))
     draw(folder, data, split, methods_of, metrics)
     write_json(folder / METRICS, metrics)
     return metrics, {"columns": calibration, "thresholds": thresholds}
@@ -120,10 +121,11 @@ def simple_methods(data: VariantEffectData, rows: baselines.Rows, column: int) -
     labels = data.labels[:, column]
     how = {"kind": data.kind, "classes": max(2, len(data.class_names))}
     found = [baselines.trinucleotide(*data.exchanges, labels, rows, **how)]
-    if data.annotation_features.shape[1]:
-        found.append(baselines.linear("consequence regression", data.annotation_features, labels, rows, **how))
+    if data.plain_features.shape[1]:
+        found.append(baselines.linear("consequence regression", data.plain_features, labels, rows, **how))
     if data.features.shape[1]:
-        found.append(baselines.gradient_boosting("boosted trees, all features", data.features, labels, rows, **how))
+        found.append(baselines.linear("regression, our features", data.features, labels, rows, **how))
+        found.append(baselines.gradient_boosting("boosted trees, our features", data.features, labels, rows, **how))
     if data.kind != "multiclass":
         found.append(baselines.neighbour_labels(data.positions, labels, rows, contigs=data.contigs))
     methods = [Method(b.name, b.validation, b.scores, data.kind != "continuous") for b in found]
@@ -155,15 +157,17 @@ def measure(
 
 
 def write_predictions(
-    path: Path, data: VariantEffectData, split: Split, methods_of: Mapping[str, list[Method]]
+    path: Path, data: VariantEffectData, split: Split, methods_of: Mapping[str, list[Method]], outputs: NDArray
 ) -> None:
-    """Validation and test rows with labels and the scores of every method, as Parquet."""
+    """Validation and test rows with labels, our outputs before calibration and the scores of every method."""
     rows = np.concatenate([split.validation, split.test])
     part = ["validation"] * len(split.validation) + ["test"] * len(split.test)
     frame = data.describe_rows(rows).with_columns(pl.Series("part", part))
     for column, (label, methods) in enumerate(methods_of.items()):
         prefix = f"{label}:" if len(methods_of) > 1 else ""
         frame = frame.with_columns(pl.Series(f"{prefix}label", data.labels[rows, column]))
+        if data.kind != "multiclass":
+            frame = frame.with_columns(pl.Series(f"{prefix}{RAW}", outputs[:, column]))
         for method in methods:
             scores = np.concatenate([method.validation, method.test])
             frame = frame.with_columns(pl.Series(f"{prefix}{method.name}", scores))

@@ -3,10 +3,10 @@ import pytest
 
 from seqkit.data.consequence import predict_consequences
 from seqkit.data.fasta import Fasta
-from seqkit.data.features import GROUPS, TRINUCLEOTIDES, consequence_features, context_features, contexts
+from seqkit.data.features import GROUPS, MODIFIERS, PLAIN_GROUPS, consequence_features, contexts
 from seqkit.data.residues import blosum62, grantham, properties
 from seqkit.data.sites import locate
-from seqkit.errors import ConfigError, InputError
+from seqkit.errors import InputError
 
 
 def test_contexts_are_read_on_the_sites_strand(write_fasta, table_of):
@@ -19,16 +19,12 @@ def test_contexts_are_read_on_the_sites_strand(write_fasta, table_of):
     assert contexts(sites.with_strand(-np.ones(5)), fasta).tolist() == ["CGT>A", "", "", "", ""]
 
 
-def test_context_features_on_the_bundled_set(brca1):
+def test_contexts_of_the_bundled_set_end_in_the_published_change(brca1):
     strand = predict_consequences(brca1.sites, brca1.fasta, brca1.annotation)["strand"].to_numpy()
     assert set(strand) == {-1}
-    matrix, names = context_features(brca1.sites.with_strand(strand), brca1.fasta)
-    assert (matrix.shape, len(set(TRINUCLEOTIDES))) == ((3893, 200), 192)
-    np.testing.assert_array_equal(matrix[:, :192].sum(1), 1)
-    np.testing.assert_array_equal(matrix[:, 192:].sum(1), 2)
-    # The change on the coding strand is the last part of the published c. notation.
-    shown = [f"{names[192 + row[192:196].argmax()][-1]}>{names[196 + row[196:].argmax()][-1]}" for row in matrix]
-    assert shown == brca1.table.records["transcript_variant"].str.tail(3).to_list()
+    found = contexts(brca1.sites.with_strand(strand), brca1.fasta)
+    published = brca1.table.records["transcript_variant"].str.tail(3).to_list()
+    assert [f"{text[1]}>{text[4]}" for text in found] == published
 
 
 def test_residue_tables_hold_known_values():
@@ -78,12 +74,52 @@ def test_an_alleles_features_do_not_depend_on_the_others(brca1):
 def test_groups_are_chosen_by_name(brca1):
     rows = np.arange(20)
     whole, names = features_of(brca1, rows)
-    parts = [features_of(brca1, rows, groups=[group]) for group in GROUPS]
+    parts = [features_of(brca1, rows, groups={name: group}) for name, group in GROUPS.items()]
     assert [name for _, found in parts for name in found] == list(names)
     np.testing.assert_array_equal(np.concatenate([matrix for matrix, _ in parts], axis=1), whole)
-    assert features_of(brca1, rows, groups=[])[0].shape == (20, 0)
-    with pytest.raises(ConfigError, match="class"):
-        features_of(brca1, rows, groups=["clas"])
+    assert features_of(brca1, rows, groups={})[0].shape == (20, 0)
+
+
+def test_modifiers_are_features(brca1):
+    assert set(MODIFIERS) <= set(features_of(brca1, np.arange(3))[1])
+
+
+def test_plain_groups_know_no_splice_bits_and_no_surroundings(brca1):
+    names = features_of(brca1, np.arange(3), groups=PLAIN_GROUPS)[1]
+    assert {"aa_ref=C", "donor_distance"} <= set(names)
+    assert not {"donor_change", "burial"} & set(names)
+
+
+def column(brca1, name, variant):
+    matrix, names = features_of(brca1)
+    row = brca1.table.records["transcript_variant"].to_list().index(variant)
+    return matrix[row, names.index(name)]
+
+
+@pytest.mark.parametrize(
+    ("variant", "name", "value"),
+    [
+        ("c.181T>G", "cysteine_pair", 1),  # C61G, a zinc ligand with a cysteine three residues on
+        ("c.181T>G", "aa_alt=G", 1),
+        ("c.181T>G", "codon_position=1", 1),
+        ("c.181T>G", "blosum62", -3),
+        ("c.181T>G", "class=missense", 1),
+        ("c.80+1G>A", "donor=+1", 1),
+        ("c.80+1G>A", "noncoding", 1),
+        ("c.80+1G>A", "aa_alt=G", 0),
+        ("c.5194-2A>G", "acceptor=-2", 1),
+    ],
+)
+def test_known_variants_have_the_features_one_expects(brca1, variant, name, value):
+    assert column(brca1, name, variant) == value
+
+
+def test_substitution_changes_are_those_of_the_tables(brca1):
+    # C61G: Kyte-Doolittle 2.5 to -0.4, volume 108.5 to 60.1 cubic angstrom, Grantham's distance 159.
+    assert column(brca1, "hydropathy_change", "c.181T>G") == pytest.approx(-2.9)
+    assert column(brca1, "hydropathy_loss", "c.181T>G") == pytest.approx(2.9 / 4)
+    assert column(brca1, "volume_abs_change", "c.181T>G") == pytest.approx(48.4 / 50)
+    assert column(brca1, "grantham", "c.181T>G") == pytest.approx(1.59, abs=0.01)
 
 
 def test_features_of_alleles_without_a_gene_or_window_are_finite(brca1, table_of):

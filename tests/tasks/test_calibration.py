@@ -21,7 +21,7 @@ def truth(rows, seed=0):
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (0.3, 1.5), (4.0, -2.0), (0.02, 0.0)])
 def test_platt_recovers_a_known_distortion(scale, shift):
     logits, labels = truth(40_000)
-    fitted = fit_platt((logits - shift) / scale, labels)
+    fitted = fit_platt((logits - shift) / scale, labels, prior_rows=0)
     assert fitted.scale == pytest.approx(scale, rel=0.04)
     assert fitted.shift == pytest.approx(shift, abs=0.05)
 
@@ -29,7 +29,10 @@ def test_platt_recovers_a_known_distortion(scale, shift):
 def test_platt_lowers_brier_and_calibration_error():
     logits, labels = truth(4_000)
     distorted = 3 * logits + 2
-    before, after = PlattScaling().probabilities(distorted), fit_platt(distorted, labels).probabilities(distorted)
+    before, after = (
+        PlattScaling().probabilities(distorted),
+        fit_platt(distorted, labels, prior_rows=0).probabilities(distorted),
+    )
     assert metrics.brier(labels, after) < metrics.brier(labels, before)
     assert metrics.expected_calibration_error(labels, after) < 0.02
     assert metrics.expected_calibration_error(labels, before) > 0.1
@@ -38,13 +41,14 @@ def test_platt_lowers_brier_and_calibration_error():
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(-30_000, 30_000), st.integers(0, 1)), min_size=2, max_size=40),
+    st.sampled_from([0.0, 1.0, 400.0]),
 )
 @pytest.mark.filterwarnings("ignore:validation scores rank", "ignore:probabilities are left")
-def test_platt_never_changes_the_ranking(rows):
+def test_platt_never_changes_the_ranking(rows, prior_rows):
     logits, labels = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     logits = logits / 1000  # coarser than rounding, which may tie what differs in the last bit
-    fitted = fit_platt(logits, labels)
-    assert 0.01 <= fitted.scale <= 100
+    fitted = fit_platt(logits, labels, prior_rows=prior_rows)
+    assert 0.0099 < fitted.scale < 101
     assert np.isfinite(fitted.shift)
     order = np.argsort(logits, kind="stable")
     assert (np.diff(fitted.probabilities(logits)[order]) >= 0).all()
@@ -54,28 +58,43 @@ def test_platt_never_changes_the_ranking(rows):
 
 
 def test_platt_of_separable_rows_is_finite():
-    fitted = fit_platt([-2.0, -1.0, 1.0, 2.0], [0, 0, 1, 1])
-    assert fitted.probabilities([-2.0, 2.0]) == pytest.approx([0.25, 0.75], abs=0.06)
+    fitted = fit_platt([-2.0, -1.0, 1.0, 2.0], [0, 0, 1, 1], prior_rows=0)
+    assert 1 < fitted.scale <= 100
+    assert np.isfinite(fitted.shift)
+
+
+def test_a_small_part_with_another_prevalence_moves_the_logits_little():
+    logits, labels = truth(200)
+    rich = np.concatenate([np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)[:40]])
+    free = fit_platt(logits[rich], labels[rich], prior_rows=0)
+    held = fit_platt(logits[rich], labels[rich])
+    assert free.shift > 0.5
+    assert 0 < held.shift < 0.2
+
+
+def test_many_rows_outweigh_the_prior():
+    logits, labels = truth(200_000)
+    assert fit_platt(logits / 2, labels).scale == pytest.approx(2, rel=0.05)
 
 
 def test_reversed_scores_are_flattened_and_not_turned_round():
     logits, labels = truth(2_000)
     with pytest.warns(UserWarning, match="no better than chance"):
-        fitted = fit_platt(-logits, labels)
-    assert fitted.scale == 0.01
+        fitted = fit_platt(-logits, labels, prior_rows=0)
+    assert fitted.scale == pytest.approx(0.01)
     p = fitted.probabilities(-logits)
     assert p.mean() == pytest.approx(labels.mean(), abs=1e-3)
     assert p.max() - p.min() < 0.05
 
 
 def test_equal_scores_become_the_prevalence():
-    fitted = fit_platt(np.full(1000, 7.0), np.arange(1000) % 4 == 0)
+    fitted = fit_platt(np.full(1000, 7.0), np.arange(1000) % 4 == 0, prior_rows=0)
     assert fitted.probabilities(7.0) == pytest.approx(0.25, abs=1e-3)
 
 
 def test_mean_probability_is_the_prevalence():
     logits, labels = truth(5_000)
-    assert fit_platt(9 * logits - 4, labels).probabilities(9 * logits - 4).mean() == pytest.approx(
+    assert fit_platt(9 * logits - 4, labels, prior_rows=0).probabilities(9 * logits - 4).mean() == pytest.approx(
         labels.mean(), abs=1e-3
     )
 

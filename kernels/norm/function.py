@@ -105,30 +105,41 @@ def _(x, weight, residual, eps, provider):
 
 @torch.library.custom_op("seqkit::rms_norm_bwd", mutates_args=())
 def rms_norm_bwd(
-    dy: Tensor, dtotal: Tensor | None, x: Tensor, total: Tensor, weight: Tensor, eps: float, provider: str
+    dy: Tensor,
+    dtotal: Tensor | None,
+    x: Tensor,
+    total: Tensor,
+    weight: Tensor,
+    with_residual: bool,
+    eps: float,
+    provider: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, residual; the last is empty without a residual."""
-    with autocast_off(x):
-        return dispatch.implementation("rms_norm", provider).rms_norm_backward(dy, dtotal, x, total, weight, eps)
+    """Gradients of x, weight, residual; with a residual x is empty, without one total and the last gradient are."""
+    implementation = dispatch.implementation("rms_norm", provider)
+    with autocast_off(dy):
+        return implementation.rms_norm_backward(dy, dtotal, x, total, weight, with_residual, eps)
 
 
 @rms_norm_bwd.register_fake
-def _(dy, dtotal, x, total, weight, eps, provider):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), total.new_empty(total.shape)
+def _(dy, dtotal, x, total, weight, with_residual, eps, provider):
+    return x.new_empty(dy.shape), weight.new_empty(weight.shape), total.new_empty(total.shape)
 
 
 def _setup_rms_norm(ctx, inputs, output):
     x, weight, residual, ctx.eps, ctx.provider = inputs
     ctx.residual_dtype = None if residual is None else residual.dtype
-    ctx.save_for_backward(x, output[1], weight)
+    # with a residual the sum alone is needed: x is freed, an empty tensor remembers its dtype
+    ctx.save_for_backward(x if residual is None else x.new_empty(0), output[1], weight)
     ctx.set_materialize_grads(False)
 
 
 def _backward_rms_norm(ctx, dy, dtotal):
     x, total, weight = ctx.saved_tensors
-    dy = x.new_zeros(x.shape) if dy is None else dy
-    dtotal = dtotal if ctx.residual_dtype is not None else None
-    dx, dweight, dresidual = torch.ops.seqkit.rms_norm_bwd(dy, dtotal, x, total, weight, ctx.eps, ctx.provider)
+    with_residual = ctx.residual_dtype is not None
+    dy = x.new_zeros(total.shape if with_residual else x.shape) if dy is None else dy
+    dx, dweight, dresidual = torch.ops.seqkit.rms_norm_bwd(
+        dy, dtotal if with_residual else None, x, total, weight, with_residual, ctx.eps, ctx.provider
+    )
     dresidual = None if ctx.residual_dtype is None else dresidual.to(ctx.residual_dtype)
     return dx, dweight, dresidual, None, None
 

@@ -54,17 +54,17 @@ def rms_norm_backward(
     x: torch.Tensor,
     total: torch.Tensor,
     weight: torch.Tensor,
+    with_residual: bool,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, weight, residual (empty without one)."""
+    """Gradients of x, weight, residual (empty without one). With a residual only x's dtype is looked at."""
     dtype = accumulate_dtype(x)
-    with_residual = total.shape == x.shape
-    dx = x.new_empty(x.shape)
-    dresidual = x.new_empty(x.shape if with_residual else 0, dtype=dtype)
+    normed = total if with_residual else x
+    dx = x.new_empty(normed.shape)
+    dresidual = x.new_empty(total.shape, dtype=dtype)
     dweight = torch.zeros_like(weight, dtype=torch.float64)
-    for at in _blocks(x):
-        h = total[at] if with_residual else x[at].to(dtype)
-        dh, dweight_part = _norm_gradient(h, dy[at].to(dtype), weight, eps)
+    for at in _blocks(normed):
+        dh, dweight_part = _norm_gradient(normed[at].to(dtype), dy[at].to(dtype), weight, eps)
         dweight += dweight_part
         if dtotal is not None:
             dh = dh + dtotal[at]

@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from seqkit.errors import InputError
@@ -43,34 +40,3 @@ def cache_key(path: Path) -> str:
     status = path.stat()
     text = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
     return f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-{path.name}"
-
-
-@contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary path in the target's folder that takes the target's name when the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: libraries choose the format by it.
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".partial-", suffix=f"-{target.name}")
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        _give_default_mode(partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _give_default_mode(path: Path) -> None:
-    """Give a file made by mkstemp (mode 600) the permissions that an ordinary new file would have."""
-    if os.name != "posix":
-        return
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in blocks."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

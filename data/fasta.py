@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from seqkit.data.cache import atomic_path, cache_folder, cache_key, file_sha256
+from seqkit.data.cache import cache_folder, cache_key
 from seqkit.data.genome import Interval, guess_build, match_contig
 from seqkit.errors import InputError
+from seqkit.files import atomic, sha256
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +193,7 @@ class Fasta:
             ``sha256:`` of the file, or ``contigs-sha256:`` over names and lengths where the file exceeds 256 MiB.
         """
         if self.path.stat().st_size <= _HASHED_BYTES:
-            return f"sha256:{file_sha256(self.path)}"
+            return f"sha256:{sha256(self.path)}"
         text = "".join(f"{record.name}\t{record.length}\n" for record in self.records)
         return f"contigs-sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
@@ -280,7 +281,7 @@ def _decompressed(path: Path) -> Path:
         return target
     log.warning("%s is plain gzip, which has no random access; decompressing it once to %s", path.name, target)
     try:
-        with gzip.open(path) as source, atomic_path(target) as partial, partial.open("wb") as out:
+        with gzip.open(path) as source, atomic(target) as partial, partial.open("wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
     except _READ_ERRORS as error:
         raise InputError(
@@ -324,7 +325,7 @@ def _open_indexed(path: Path):
             warnings.simplefilter("ignore", RuntimeWarning)
             if missing:
                 log.info("indexing %s", path.name)
-                partial = [stack.enter_context(atomic_path(name)) for name in names]
+                partial = [stack.enter_context(atomic(name)) for name in names]
                 for name in partial:
                     name.unlink()
                 Faidx(str(path), indexname=partial[0], gzi_indexname=partial[-1], as_raw=True).close()

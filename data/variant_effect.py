@@ -173,6 +173,11 @@ class VariantEffectData:
             return np.zeros((len(self.table), 0), dtype=np.float32)
         return consequence_features(self.sites, self.fasta, self.consequences, groups=PLAIN_GROUPS)[0]
 
+    def positive_name(self, label: str) -> str:
+        """What the label 1 of a binary column means: the values given as positive, else the column's name."""
+        positive = self.config.positive
+        return label if positive is None else positive if isinstance(positive, str) else "/".join(positive)
+
     @property
     def inputs(self) -> dict[str, str | None]:
         """Input files by name, for the manifest."""

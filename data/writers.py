@@ -12,12 +12,12 @@ import polars as pl
 import polars.selectors as cs
 
 import seqkit
-from seqkit.data.cache import atomic_path
 from seqkit.data.fasta import Fasta
 from seqkit.data.tables import TABLE_SUFFIXES, plain_suffix
 from seqkit.data.variants import VCF_SUFFIXES, VariantTable
 from seqkit.data.vcf import import_pysam, open_vcf
 from seqkit.errors import InputError
+from seqkit.files import atomic
 
 _BASES = re.compile(r"[ACGTUNRYSWKMBDHV]+")
 _ALTERNATE = re.compile(r"[ACGTUNRYSWKMBDHV]+|\*|<[^<>,\s]+>|[^\s,]*[\[\]][^\s,]*")
@@ -44,8 +44,8 @@ class ScoreField:
 SCORE_FIELDS = (
     ScoreField("prob", "PROB", "Float", "Calibrated probability of the positive class"),
     ScoreField("llr", "LLR", "Float", "log P(alternate) - log P(reference)"),
-    ScoreField("fwd", "FWD", "Float", "Score of the windows as given (gene strand where known, else plus)"),
-    ScoreField("rc", "RC", "Float", "Score of the reverse-complemented windows"),
+    ScoreField("fwd", "FWD", "Float", "Probability from the plus strand; . where that strand was not read"),
+    ScoreField("rc", "RC", "Float", "Probability from the minus strand; . where that strand was not read"),
     ScoreField("status", "STAT", "String", "OK or EDGE where scored, else the reason why not"),
 )
 
@@ -69,7 +69,7 @@ def write_scores(
     Args:
         table: What was scored.
         scores: One row an allele: any of ``prob``, ``llr``, ``fwd``, ``rc`` (float, null or NaN where unscored) and
-            ``status``; further columns go to tables only.
+            ``status``; further float columns are named after themselves.
         path: Output file.
         fasta: The reference; needed for a VCF from a table.
         provenance: Written into the VCF header and the Parquet metadata, beside the tool's version.
@@ -110,7 +110,7 @@ def scored_frame(table: VariantTable, scores: pl.DataFrame) -> pl.DataFrame:
 def write_table(frame: pl.DataFrame, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write TSV, CSV (``.gz`` compresses) or Parquet by suffix; text has no room for ``metadata``."""
     path, suffix = Path(path), plain_suffix(Path(path))
-    with atomic_path(path) as partial:
+    with atomic(path) as partial:
         if suffix in (".parquet", ".pq"):
             frame.write_parquet(partial, metadata=dict(metadata or {}))
             return
@@ -123,14 +123,27 @@ def write_table(frame: pl.DataFrame, path: str | Path, *, metadata: Mapping[str,
             frame.write_csv(partial, separator=separator)
 
 
+def score_fields(scores: pl.DataFrame) -> list[ScoreField]:
+    """INFO fields of a scores frame: the known ones, then one per further float column, named after it."""
+    known = {field.column: field for field in SCORE_FIELDS}
+    fields = []
+    for name, dtype in scores.schema.items():
+        if name in known:
+            fields.append(known[name])
+        elif dtype.is_float():
+            key = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").upper()
+            fields.append(ScoreField(name, key, "Float", f"Predicted {name}"))
+    return fields
+
+
 def _write_vcf(
     table: VariantTable, scores: pl.DataFrame, path: Path, fasta: Fasta | None, notes: Mapping[str, str], prefix: str
 ) -> None:
     pysam = import_pysam()
-    fields = [field for field in SCORE_FIELDS if field.column in scores.columns]
+    fields = score_fields(scores)
     values = {field.column: scores[field.column].to_list() for field in fields}
     mode = _MODES[plain_suffix(path) + (".gz" if path.suffix.lower() == ".gz" else "")]
-    with atomic_path(path) as partial:
+    with atomic(path) as partial:
         if table.kind == "vcf":
             with open_vcf(table.path) as source:
                 header = _without(source.header, {f"{prefix}{field.suffix}" for field in fields})

@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 
 from seqkit import __version__
@@ -63,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 ok, 1 a bug of ours, 2 usage, 3 unreadable input, 4 reference mismatch, 5 memory, 6 leakage,
         130 and 143 interrupted and resumable.
     """
+    # Idle OpenMP threads that spin take the cores from the working ones wherever a job does not own the machine:
+    # short operations became ten times slower. It has to be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -90,6 +94,8 @@ def unknown_verb(verb: str) -> str:
 
 def guarded(verb: str, arguments: list[str], debug: bool) -> int:
     """Run a verb and map what it raises to the exit codes of the manual."""
+    shown = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: print(f"seqkit {verb}: warning: {message}", file=sys.stderr)
     previous = {signum: signal.signal(signum, _raise_stopped) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         return importlib.import_module(VERBS[verb][0]).run(arguments) or 0
@@ -110,6 +116,7 @@ def guarded(verb: str, arguments: list[str], debug: bool) -> int:
         line = f"bug in seqkit: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         return _failed(verb, line + " (run again with --debug and report the traceback)", EXIT_BUG, debug)
     finally:
+        warnings.showwarning = shown
         for signum, handler in previous.items():
             signal.signal(signum, handler)
 

@@ -19,15 +19,16 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     The temporary name keeps the suffixes of ``path``, since writers choose the format by them.
     """
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".partial-", suffix="-" + target.name, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files private; a result has the permissions any new file would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        if os.name == "posix":  # mkstemp makes files private; a result has the permissions any new file would have
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
+# Before torch is imported: see seqkit/cli.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+import torch
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from seqkit.backbones.backbone import Backbone
 from seqkit.backbones.config import BackboneConfig
 from seqkit.errors import CheckpointError
+from seqkit.files import atomic, write_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -41,12 +41,9 @@ def save_backbone(folder: str | Path, backbone: Backbone) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    partial = folder / f".{WEIGHTS_FILE}.{os.getpid()}.partial"
-    safetensors.torch.save_file(weights, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / WEIGHTS_FILE)
-    partial = folder / f".{CONFIG_FILE}.{os.getpid()}.partial"
-    partial.write_text(json.dumps(backbone.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / CONFIG_FILE)
+    with atomic(folder / WEIGHTS_FILE) as temporary:
+        safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"})
+    write_json(folder / CONFIG_FILE, backbone.config.to_dict())
 
 
 def load_backbone(folder: str | Path) -> Backbone:

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from seqkit import __version__
 from seqkit.commands.arguments import parse
 from seqkit.commands.trained import TrainedVariantEffect, load_trained, torch_device
 from seqkit.commands.variant_effect import ALIASES
 from seqkit.commands.variant_report import score_rows
 from seqkit.data.labels import Labels
 from seqkit.data.variant_effect import VariantDataConfig, VariantEffectData, load_unlabelled
-from seqkit.data.writers import AlleleScores, write_scores
+from seqkit.data.writers import write_scores
 from seqkit.errors import ConfigError
 from seqkit.tasks.calibration import PlattScaling, TemperatureScaling
 
@@ -58,13 +58,14 @@ def run(argv: Sequence[str]) -> int:
     device = torch_device(config.device)
     trained.task.to(device)
     data = load_unlabelled(trained.data_for(config.data), label_info(trained))
+    provenance = {"seqkit_model": Path(config.ckpt).resolve().name, "seqkit_reference": Path(data.config.fasta).name}
     write_scores(
-        config.out,
         data.table,
-        data.fasta,
         allele_scores(trained, data),
+        config.out,
+        fasta=data.fasta,
+        provenance=provenance,
         prefix=config.info_prefix,
-        provenance=f"seqkit {__version__}, model {Path(config.ckpt).resolve().name}",
     )
     counts = ", ".join(f"{name} {count}" for name, count in data.sites.counts().items())
     print(f"{len(data.table)} alleles: {counts}; written to {config.out}", file=sys.stderr)
@@ -78,32 +79,34 @@ def label_info(trained: TrainedVariantEffect) -> Labels:
     return Labels(np.zeros((0, len(names)), dtype=np.float32), names, d["kind"], tuple(d["class_names"]))
 
 
-def allele_scores(trained: TrainedVariantEffect, data: VariantEffectData) -> AlleleScores:
-    """Scores of every allele of a table, NaN where the status says why there is none."""
+def allele_scores(trained: TrainedVariantEffect, data: VariantEffectData) -> pl.DataFrame:
+    """Scores of every allele of a table, NaN where the status says why there is none.
+
+    Returns:
+        One row an allele: a column per output (``prob`` or ``value`` for a single one), ``fwd`` and ``rc`` where there
+        is a single probability, and ``status``.
+    """
+    n, names = len(data.table), output_names(trained)
     rows = np.flatnonzero(data.sites.scored_N)
-    status = np.array(data.sites.status_names(), dtype=object)
-    names = output_names(trained)
-    if len(rows) == 0:
-        empty = {name: np.full(len(data.table), np.nan) for name in names}
-        return AlleleScores(status, empty)
-    found = score_rows(trained.task, data, rows)
-    forward = data.sites.strand_N[rows] >= 0
-    as_given, other = (calibrated(trained, found[name]) for name in ("as_given", "other"))
-    columns = dict(zip(names, spread(calibrated(trained, found["outputs"]), rows, len(data.table)).T, strict=True))
-    if len(names) == 1:
-        columns["FWD"] = spread(np.where(forward, as_given[:, 0], other[:, 0]), rows, len(data.table))
-        columns["RC"] = spread(np.where(forward, other[:, 0], as_given[:, 0]), rows, len(data.table))
-    return AlleleScores(status, columns)
+    values = np.full((n, len(names)), np.nan)
+    strands = np.full((n, 2), np.nan)
+    if len(rows):
+        found = score_rows(trained.task, data, rows)
+        values[rows] = calibrated(trained, found["outputs"])
+        both = np.stack([calibrated(trained, found[name])[:, 0] for name in ("as_given", "other")], axis=1)
+        strands[rows] = np.where(data.sites.strand_N[rows, None] >= 0, both, both[:, ::-1])
+    columns = dict(zip(names, values.T, strict=True))
+    if names == ["prob"]:
+        columns |= {"fwd": strands[:, 0], "rc": strands[:, 1]}
+    return pl.DataFrame(columns).with_columns(pl.Series("status", data.sites.status_names()))
 
 
 def output_names(trained: TrainedVariantEffect) -> list[str]:
-    """Names of the score columns: PROB or VALUE for one output, with the label or class for several."""
+    """Names of the score columns: prob or value for one output, with the label or class for several."""
     d = trained.description
-    stem = "VALUE" if d["kind"] == "continuous" else "PROB"
+    stem = "value" if d["kind"] == "continuous" else "prob"
     several = d["class_names"] if d["kind"] == "multiclass" else d["label_names"]
-    return [stem] if len(several) == 1 or (d["kind"] == "binary" and len(d["label_names"]) == 1) else [
-        f"{stem}_{name}" for name in several
-    ]  # fmt: skip
+    return [stem] if len(several) == 1 else [f"{stem}_{name}" for name in several]
 
 
 def calibrated(trained: TrainedVariantEffect, outputs_NK: NDArray) -> NDArray:
@@ -113,12 +116,6 @@ def calibrated(trained: TrainedVariantEffect, outputs_NK: NDArray) -> NDArray:
         return outputs_NK
     if kind == "multiclass":
         return TemperatureScaling(**columns[0]).probabilities(outputs_NK)
-    scaled = [PlattScaling(**c).probabilities(outputs_NK[:, k]) for k, c in enumerate(columns)]
+    with np.errstate(invalid="ignore"):  # NaN where a strand was not read
+        scaled = [PlattScaling(**c).probabilities(outputs_NK[:, k]) for k, c in enumerate(columns)]
     return np.stack(scaled, axis=1)
-
-
-def spread(values: NDArray, rows: NDArray, n: int) -> NDArray:
-    """Values of some rows in an array of all, NaN elsewhere."""
-    out = np.full((n, *values.shape[1:]), np.nan)
-    out[rows] = values
-    return out

@@ -84,7 +84,7 @@ def load_trained(ckpt: str | None, named_task: str | None = None) -> TrainedVari
     loss = VariantLossConfig(**description["loss"])
     task = VariantEffectTask(net, kind=description["kind"], loss=loss, optim=OptimConfig(), seed=0)
     load_weights(folder, task)
-    return TrainedVariantEffect(task.eval(), description, VariantDataConfig(**description["data"]))
+    return TrainedVariantEffect(task.eval(), description, VariantDataConfig(**description["data"]).resolved())
 
 
 def torch_device(name: str) -> torch.device:

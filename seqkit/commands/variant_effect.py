@@ -37,6 +37,7 @@ ALIASES = {
     "positive": "data.positive",
     "features": "data.features",
     "columns": "data.columns",
+    "compare": "data.compare",
     "window": "data.window",
     "strand": "data.strand",
     "max-mismatch": "data.max_mismatch",

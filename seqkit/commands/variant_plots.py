@@ -24,9 +24,7 @@ PLOTS = "plots"
 LEFT_OUT = ("brier", "log_loss", "ece")
 
 
-def draw(
-    folder: Path, data: VariantEffectData, split: Split, methods_of: Mapping[str, list[Method]], metrics: dict[str, Any]
-) -> None:
+def draw(folder: Path, data: VariantEffectData, split: Split, methods_of: Mapping[str, list[Method]]) -> None:
     """Write every plot the label kind allows into ``plots/``."""
     plots = folder / PLOTS
     plots.mkdir(exist_ok=True)
@@ -41,11 +39,12 @@ def draw(
         suffix = f"-{column}" if len(methods_of) > 1 else ""
         truth = data.labels[split.test, column]
         ours = methods[0]
-        threshold = metrics["results"][label][ours.name]["threshold"]
+        threshold = ours.threshold
         plot_ranking(plots / f"ranking{suffix}", truth, {m.name: m.test for m in methods})
         plot_reliability(plots / f"reliability{suffix}", truth, {ours.name: ours.test})
         called = (ours.test >= threshold).astype(float)
-        names = [f"not {label}", label]
+        positive = data.positive_name(label)
+        names = [f"not {positive}", positive]
         plot_confusion(
             plots / f"confusion{suffix}", truth, called, names, title=f"threshold {threshold:.2f} (validation)"
         )

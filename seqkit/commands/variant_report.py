@@ -40,12 +40,14 @@ class Method(NamedTuple):
         validation: (V,) or (V, C).
         test: (E,) or (E, C).
         probability: Whether scores are probabilities.
+        threshold: Score from which a row is called positive, chosen on validation rows; None where there is none.
     """
 
     name: str
     validation: NDArray
     test: NDArray
     probability: bool
+    threshold: float | None = None
 
 
 def score_rows(task: VariantEffectTask, data: VariantEffectData, rows: NDArray) -> dict[str, NDArray]:
@@ -84,23 +86,37 @@ def evaluate(
     rows = baselines.Rows(split.train, split.validation, split.test)
     results, thresholds, methods_of = {}, [], {}
     for column, name in enumerate(data.label_names):
-        ours = decide(data.kind, validation, test, calibration, column)
-        methods = [ours, *simple_methods(data, rows, column)]
-        figures = measure(data, split, column, methods, seed)
-        thresholds.append(figures[OURS].get("threshold"))
-        results[name], methods_of[name] = figures, methods
+        methods = [decide(data.kind, validation, test, calibration, column), *simple_methods(data, rows, column)]
+        if data.kind == "binary":
+            truth = data.labels[split.validation, column]
+            methods = [m._replace(threshold=chosen_threshold(truth, m.validation)) for m in methods]
+        thresholds.append(methods[0].threshold)
+        results[name], methods_of[name] = measure(data, split, column, methods, seed), methods
+    metrics = write_report(folder, data, split, results, methods_of, np.concatenate([validation, test]))
+    return metrics, {"columns": calibration, "thresholds": thresholds}
+
+
+def write_report(
+    folder: Path,
+    data: VariantEffectData,
+    split: Split,
+    results: Mapping[str, Any],
+    methods_of: Mapping[str, list[Method]],
+    outputs: NDArray,
+) -> dict[str, Any]:
+    """Write predictions, plots and, last, ``metrics.json``; return its contents."""
     metrics = {
         "task": "variant-effect",
         "kind": data.kind,
         "split": {"name": split.name, "description": split.description},
         "rows": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
-        "unscored": data.sites.counts(),
+        "alleles_by_status": data.sites.counts(),
         "results": results,
     }
-    write_predictions(folder / PREDICTIONS, data, split, methods_of, np.concatenate([validation, test]))
-    draw(folder, data, split, methods_of, metrics)
+    write_predictions(folder / PREDICTIONS, data, split, methods_of, outputs)
+    draw(folder, data, split, methods_of)
     write_json(folder / METRICS, metrics)
-    return metrics, {"columns": calibration, "thresholds": thresholds}
+    return metrics
 
 
 def decide(
@@ -114,6 +130,11 @@ def decide(
         return Method(OURS, scale.probabilities(validation_VK), scale.probabilities(test_EK), True)
     scale = PlattScaling(**calibration[column])
     return Method(OURS, scale.probabilities(validation_VK[:, column]), scale.probabilities(test_EK[:, column]), True)
+
+
+def chosen_threshold(labels_V: NDArray, scores_V: NDArray) -> float:
+    """Threshold with the best MCC on validation rows; 0.5 for a method that gives every row the same score."""
+    return 0.5 if np.ptp(scores_V) == 0 else best_mcc_threshold(labels_V, scores_V)
 
 
 def simple_methods(data: VariantEffectData, rows: baselines.Rows, column: int) -> list[Method]:
@@ -143,16 +164,15 @@ def measure(
     sites = [f"{c}:{p}" for c, p in zip(data.contigs[split.test], data.positions[split.test], strict=True)]
     figures: dict[str, dict[str, Any]] = {}
     for method in methods:
-        threshold = 0.5
-        if data.kind == "binary":
-            threshold = best_mcc_threshold(data.labels[split.validation, column], method.validation)
-        wanted = metric_set(data.kind, threshold=threshold)
-        if not method.probability:
-            wanted = {name: metric for name, metric in wanted.items() if name not in PROBABILITY_METRICS}
+        wanted = metric_set(data.kind, threshold=0.5 if method.threshold is None else method.threshold)
+        left_out = () if method.probability else PROBABILITY_METRICS
+        if data.kind == "binary" and method.threshold is None:
+            left_out = (*left_out, "mcc")
+        wanted = {name: metric for name, metric in wanted.items() if name not in left_out}
         estimates = estimate_all(wanted, labels, method.test, groups=sites, seed=seed)
         figures[method.name] = {name: estimate._asdict() for name, estimate in estimates.items()}
-        if data.kind == "binary":
-            figures[method.name]["threshold"] = threshold
+        if method.threshold is not None:
+            figures[method.name]["threshold"] = method.threshold
     return figures
 
 

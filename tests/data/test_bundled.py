@@ -5,16 +5,16 @@ import pytest
 
 from seqkit.data import bundled
 from seqkit.data.bundled.derive import exon_table, gff_lines, main
-from seqkit.data.cache import file_sha256
 from seqkit.data.fasta import Fasta
 from seqkit.errors import InputError
+from seqkit.files import sha256
 
 
 def test_files_are_those_of_the_provenance(brca1):
     text = brca1.paths.provenance.read_text()
     sums = dict(re.findall(r"\| `([\w.]+)`.*`([0-9a-f]{64})`", text))
     for path in (brca1.paths.table, brca1.paths.fasta, brca1.paths.annotation):
-        assert sums[path.name] == file_sha256(path)
+        assert sums[path.name] == sha256(path)
     assert brca1.fasta.contig_md5("17") in text
 
 

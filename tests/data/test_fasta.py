@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from seqkit.data.cache import file_sha256
 from seqkit.data.fasta import Fasta
 from seqkit.errors import InputError
+from seqkit.files import sha256
 
 CHR1 = "ACGTacgtNNRYACGTTTGACCAGTAGGCATCAG"
 
@@ -149,4 +149,4 @@ def test_checksums(write_fasta):
     path = write_fasta({"chr1": "acgtACGT"})
     fasta = Fasta(path)
     assert fasta.contig_md5("1") == "cc0af3a4fedb18378b4b57b98068e69f"
-    assert fasta.digest() == f"sha256:{file_sha256(path)}"
+    assert fasta.digest() == f"sha256:{sha256(path)}"

@@ -112,6 +112,16 @@ def test_step_sizes(provider, device, op, delta):
 
 
 @pytest.mark.parametrize("op", ["selective_scan", "ssd_scan"])
+def test_small_steps_beside_huge_ones_keep_their_decay(provider, device, op):
+    name = "delta" if op == "selective_scan" else "dt"
+    problem = make_problem(op, length=130, batch=1, device=device).without(name + "_bias")
+    problem.tensors["A"] = torch.full_like(problem.tensors["A"], -16.0)
+    problem.tensors[name] = torch.full_like(problem.tensors[name], 1e-2)
+    problem.tensors[name][:, ::20] = 50.0
+    check(problem, TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("op", ["selective_scan", "ssd_scan"])
 def test_softplus_of_extreme_inputs(provider, device, op):
     name = "delta" if op == "selective_scan" else "dt"
     problem = settled(op, length=71, batch=1, device=device).without(name + "_bias")

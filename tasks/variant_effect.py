@@ -128,7 +128,7 @@ class VariantEffectTask(SequenceTask):
         self.validation.clear()
         self.log("val/loss", self.loss(outputs_MBK, labels_BT))
         scores = self.decide(outputs_MBK).cpu().numpy()
-        if self.kind == "binary" and scores.shape[1] == 1:
+        if self.kind != "multiclass" and scores.shape[1] == 1:
             scores = scores[:, 0]
         labels = labels_BT.cpu().numpy()
         metrics = validation_metrics(self.kind, labels[:, 0] if labels.shape[1] == 1 else labels, scores)

@@ -195,9 +195,8 @@ def _annotate(records, out, fields: list[ScoreField], values: dict[str, list], p
         for field in fields:
             key = f"{prefix}{field.suffix}"
             if count:
-                found = [_present(value) for value in values[field.column][allele : allele + count]]
-                if any(value is not None for value in found):
-                    record.info[key] = tuple(found)
+                # Unscored alleles keep their place as a dot, even where no allele of the record has a score.
+                record.info[key] = tuple(_present(value) for value in values[field.column][allele : allele + count])
         # A record without an alternate counts as one allele in the table.
         allele += max(count, 1)
         out.write(record)

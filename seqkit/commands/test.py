@@ -78,7 +78,9 @@ def labelled(trained: TrainedVariantEffect, given: VariantDataConfig) -> tuple[V
     if data.kind != kind or list(data.class_names) != list(trained.description["class_names"]):
         raise ConfigError("--label", expected=f"a {kind} label like the model's", got=f"a {data.kind} one")
     rows = np.flatnonzero(data.sites.scored_N & ~np.isnan(data.labels).all(axis=1))
-    return data, Split(NOTHING, NOTHING, rows, "given", f"all labelled rows of {Path(settings.variants).name}")
+    unused = np.setdiff1d(np.arange(len(data.table)), rows)
+    description = f"all labelled rows of {Path(settings.variants).name}"
+    return data, Split(NOTHING, NOTHING, rows, "given", description, fold=0, folds=1, dropped=unused)
 
 
 def measure_run(trained: TrainedVariantEffect, data: VariantEffectData, split: Split, folder: Path) -> dict:

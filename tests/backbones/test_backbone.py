@@ -140,7 +140,7 @@ def test_long_context_setting_reaches_the_time_steps():
 
 @pytest.mark.parametrize("settings", [{"checkpoint": True}, {"bidirectional": True, "rc_equivariant": True}])
 def test_compiles_as_one_graph(settings):
-    model, ids = make("mamba1 attention", **settings), tokens(9)
+    model, ids = make("mamba1 mamba2 attention", **settings), tokens(9)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     hidden, state = compiled(ids)
     expected, expected_state = model(ids)

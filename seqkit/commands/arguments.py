@@ -99,6 +99,8 @@ def expand_aliases(argv: Sequence[str], aliases: Mapping[str, str]) -> list[str]
     for argument in argv:
         name, equals, value = argument.partition("=")
         key = aliases.get(name[2:]) if name.startswith("--") else None
+        if name.startswith("--") and "." in name:
+            name = "--" + name[2:].replace("-", "_")  # flags are written with hyphens, YAML keys with underscores
         canonical = f"--{key}" if key else name
         if canonical.startswith("--"):
             if seen.setdefault(canonical, name) != name:

@@ -156,7 +156,8 @@ def build_net(model: BackboneConfig, head: VariantHeadConfig, layout: dict[str, 
         layout: :meth:`seqkit.data.variant_effect.VariantEffectData.layout` of the data.
     """
     permutation = torch.tensor(layout["channel_complement"], dtype=torch.long)
-    settings = asdict(model) | {"n_channels": len(permutation)}
+    channels = {"n_channels": len(permutation), "channel_complement": tuple(layout["channel_complement"]) or None}
+    settings = asdict(model) | channels
     return VariantEffectNet(
         Backbone(BackboneConfig(**settings)),
         FeatureInputs(layout["n_annotation"], layout["n_columns"], layout["modifiers"]),

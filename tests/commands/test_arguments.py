@@ -91,6 +91,31 @@ def test_own_switches_and_options_are_taken_out():
     assert "resume" not in text
 
 
+def test_dotted_flags_take_hyphens():
+    @dataclass(frozen=True, kw_only=True)
+    class Part:
+        """Part.
+
+        Attributes:
+            max_epochs: Number.
+        """
+
+        max_epochs: int = 1
+
+    @dataclass(frozen=True, kw_only=True)
+    class Whole:
+        """Whole.
+
+        Attributes:
+            trainer: Part.
+        """
+
+        trainer: Part = field(default_factory=Part)
+
+    for flag in ("--trainer.max-epochs", "--trainer.max_epochs"):
+        assert parse("x", Whole, [flag, "4"])[0].trainer.max_epochs == 4
+
+
 def test_option_without_value_is_refused():
     with pytest.raises(ConfigError, match="--out"):
         run("--out", options=("out",))

@@ -139,6 +139,16 @@ def test_other_kinds_of_labels(own_data, small_arguments, tmp_path, label, kind,
     assert frame.select(pl.all_horizontal(pl.col(scores).is_not_null())).to_series().all()
 
 
+def test_an_equivariant_backbone_reads_the_annotation_channels(own_data, small_arguments, tmp_path):
+    out = tmp_path / "run"
+    model = ["--model.rc-equivariant", "true", "--trainer.max-epochs", "1"]
+    assert cli.main(["fit", *small_arguments, *own_data, *LOF, *model, "--out", str(out)]) == 0
+    assert cli.main(["test", "--ckpt", str(out), "--out", str(tmp_path / "again")]) == 0
+    first, again = (json.loads((f / "metrics.json").read_text()) for f in (out, tmp_path / "again"))
+    ours = [m["results"]["func.class"]["seqkit"]["auroc"]["value"] for m in (first, again)]
+    assert ours[0] == pytest.approx(ours[1], abs=1e-6)
+
+
 def test_user_columns_change_the_result(own_data, small_arguments, binary_run, tmp_path):
     out = tmp_path / "run"
     columns = ["--features", "CADD.score,phyloP (mammalian)"]

@@ -45,11 +45,11 @@ from seqkit.tasks.weighted import (
 
 __all__ = [
     "KINDS",
+    "AllRows",
     "Comparison",
     "Estimate",
     "Metric",
     "Reliability",
-    "RunningMetric",
     "accuracy",
     "auroc",
     "average_precision",
@@ -385,32 +385,24 @@ def best_mcc_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
     return float(middle if middle > level_K[at] else level_K[at + 1])
 
 
-class RunningMetric(torchmetrics.Metric):
-    """A metric of this module inside a training loop: collects batches and ranks, then computes on all rows.
-
-    NaN labels are left out and an undefined metric is NaN, where torchmetrics' own AUROC would report 0.
-
-    Args:
-        metric: Such as :func:`auroc`.
-    """
+class AllRows(torchmetrics.Metric):
+    """Outputs and labels of every row of an epoch, from all batches and ranks: ranking metrics need them at once."""
 
     full_state_update = False
 
-    def __init__(self, metric: Metric):
+    def __init__(self):
         super().__init__()
-        self.metric = metric
-        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        self.add_state("outputs", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
 
-    def update(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add scores (B,) or (B, C) and labels (B,) or (B, T)."""
-        self.scores.append(scores.detach().float())
+    def update(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add outputs and labels of a batch, both with the rows on the first axis."""
+        self.outputs.append(outputs.detach().float())
         self.labels.append(labels.detach().float())
 
-    def compute(self) -> torch.Tensor:
-        """The metric over all rows seen, as a float32 scalar."""
-        scores, labels = (torchmetrics.utilities.dim_zero_cat(x).cpu().numpy() for x in (self.scores, self.labels))
-        return torch.tensor(float(self.metric(labels, scores)))
+    def compute(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs and labels of all rows seen."""
+        return torchmetrics.utilities.dim_zero_cat(self.outputs), torchmetrics.utilities.dim_zero_cat(self.labels)
 
 
 def _bin_of(p_N: NDArray, bins: int) -> NDArray:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from seqkit.errors import ConfigError
 from seqkit.tasks.base import OptimConfig, SequenceTask, masked_mean
-from seqkit.tasks.metrics import validation_metrics
+from seqkit.tasks.metrics import AllRows, validation_metrics
 from seqkit.tasks.variant_net import Standardise, VariantEffectNet
 
 MONITOR = {
@@ -66,7 +66,7 @@ class VariantEffectTask(SequenceTask):
         n_outputs = net.head.bias.shape[-1]
         self.register_buffer("class_weight", torch.ones(2 if kind == "binary" else n_outputs))
         self.label_scale = Standardise(n_outputs if kind == "continuous" else 0)
-        self.validation: list[tuple[Tensor, Tensor]] = []
+        self.validation = AllRows()
 
     def fit_statistics(self, features_BF: Tensor, labels_BT: Tensor) -> None:
         """Take feature and label statistics and class weights from the training rows."""
@@ -119,13 +119,13 @@ class VariantEffectTask(SequenceTask):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Keep outputs and labels; metrics need all rows at once."""
-        self.validation.append((self.net(batch).float(), batch["label"]))
+        self.validation.update(self.net(batch).transpose(0, 1), batch["label"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss and the metrics of the label kind over all validation rows."""
-        outputs_MBK = torch.cat([outputs for outputs, _ in self.validation], dim=1)
-        labels_BT = torch.cat([labels for _, labels in self.validation])
-        self.validation.clear()
+        outputs_BMK, labels_BT = self.validation.compute()
+        outputs_MBK = outputs_BMK.transpose(0, 1)
+        self.validation.reset()
         self.log("val/loss", self.loss(outputs_MBK, labels_BT))
         scores = self.decide(outputs_MBK).cpu().numpy()
         if self.kind != "multiclass" and scores.shape[1] == 1:

@@ -17,11 +17,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from seqkit.commands.run_folder import METRICS, write_manifest
+from seqkit.commands.variant_plots import TABLES
 from seqkit.commands.variant_report import OURS, PREDICTIONS, RAW
 from seqkit.data.variant_effect import VariantEffectData, load_variant_effect
 from seqkit.errors import ConfigError
-from seqkit.files import write_json
-from seqkit.report.table import Table, show
+from seqkit.files import write_json, write_text
+from seqkit.report.table import Table, markdown, show
 from seqkit.tasks.metrics import Metric, auroc, average_precision, fold_mean, paired_bootstrap, spearman
 
 if TYPE_CHECKING:
@@ -74,7 +75,10 @@ def cross_validate(config: FitConfig, folder: Path, seeds: str | None) -> int:
     summary["split"] = {"name": splits[0].name, "description": splits[0].description, "folds": len(splits)}
     write_json(folder / CROSS_VALIDATION, summary)
     write_json(folder / METRICS, {"task": "variant-effect", "kind": data.kind, "cross_validation": summary})
-    print_cross_validation(summary)
+    tables = cross_validation_tables(summary)
+    for table in tables:
+        show(table)
+    write_text(folder / TABLES, "\n".join(markdown(table) for table in tables))
     return 0
 
 
@@ -159,8 +163,9 @@ def seed_mean(metric: Metric) -> Metric:
     return over_seeds
 
 
-def print_cross_validation(summary: dict[str, Any]) -> None:
-    """The tables of a cross-validation on stdout."""
+def cross_validation_tables(summary: dict[str, Any]) -> list[Table]:
+    """One table per group of rows: mean of each metric and our difference to it."""
+    tables = []
     split, seeds = summary["split"], summary["seeds"]
     for group, methods in summary["groups"].items():
         names = list(methods[OURS])
@@ -176,4 +181,5 @@ def print_cross_validation(summary: dict[str, Any]) -> None:
         how = f"mean over {split['folds']} folds" if group == "all" else "pooled over folds"
         title = f"{group}, {summary['rows']} rows in all: {how} ({split['name']} split), mean over seeds {seeds}"
         header = ("method", *(part for name in names for part in (name.upper(), "seqkit minus this")))
-        show(Table(title, header, tuple(rows), "intervals: 95 %, resampled by block"))
+        tables.append(Table(title, header, tuple(rows), "intervals: 95 %, resampled by block"))
+    return tables

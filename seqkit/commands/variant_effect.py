@@ -132,7 +132,7 @@ def train_and_evaluate(config: FitConfig, data: VariantEffectData, split: Split,
     trainer.fit(task, module, ckpt_path=last_checkpoint(folder), weights_only=True)
     best = torch.load(trainer.checkpoint_callback.best_model_path, map_location="cpu", weights_only=True)
     task.load_state_dict(best["state_dict"])
-    metrics, calibration = evaluate(task, data, split, folder, seed=config.seed)
+    metrics, calibration = evaluate(task, data, split, folder, seed=config.seed, best_epoch=best["epoch"])
     save_model(folder, task, describe(config, data, calibration))
     return metrics
 

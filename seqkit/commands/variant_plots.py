@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from seqkit.commands.trainer import HISTORY
+from seqkit.files import write_text
 from seqkit.report.ranking import plot_confusion, plot_ranking
 from seqkit.report.reliability import plot_reliability
-from seqkit.report.table import Table, cell, show
+from seqkit.report.table import Table, markdown, metric_table, show
 from seqkit.report.training import plot_training
 from seqkit.report.variants import plot_along_gene, plot_by_consequence
+from seqkit.tasks.metrics import Estimate
 
 if TYPE_CHECKING:
     from seqkit.commands.variant_report import Method
@@ -21,18 +24,35 @@ if TYPE_CHECKING:
     from seqkit.data.variant_effect import VariantEffectData
 
 PLOTS = "plots"
+TABLES = "results.md"
 LEFT_OUT = ("brier", "log_loss", "ece")
 
 
-def draw(folder: Path, data: VariantEffectData, split: Split, methods_of: Mapping[str, list[Method]]) -> None:
-    """Write every plot the label kind allows into ``plots/``."""
+def draw(
+    folder: Path,
+    data: VariantEffectData,
+    split: Split,
+    methods_of: Mapping[str, list[Method]],
+    outputs: NDArray,
+    best_epoch: int | None,
+) -> None:
+    """Write every plot the label kind allows into ``plots/``.
+
+    Args:
+        folder: Run folder.
+        data: The table.
+        split: Rows of the parts.
+        methods_of: Methods by label, ours first.
+        outputs: (V + E, K) our outputs before calibration, test rows last.
+        best_epoch: Epoch of the kept weights.
+    """
     plots = folder / PLOTS
     plots.mkdir(exist_ok=True)
     if (folder / HISTORY).exists():
         panels = {"loss": ("train/loss", "val/loss")}
         if data.kind == "binary":
             panels["validation"] = ("val/auroc", "val/auprc")
-        plot_training(plots / "training", folder / HISTORY, panels=panels)
+        plot_training(plots / "training", folder / HISTORY, panels=panels, best_epoch=best_epoch)
     if data.kind != "binary":
         return
     for column, (label, methods) in enumerate(methods_of.items()):
@@ -41,7 +61,8 @@ def draw(folder: Path, data: VariantEffectData, split: Split, methods_of: Mappin
         ours = methods[0]
         threshold = ours.threshold
         plot_ranking(plots / f"ranking{suffix}", truth, {m.name: m.test for m in methods})
-        plot_reliability(plots / f"reliability{suffix}", truth, {ours.name: ours.test})
+        before = 1 / (1 + np.exp(-outputs[-len(truth) :, column]))
+        plot_reliability(plots / f"reliability{suffix}", truth, {"calibrated": ours.test, "before calibration": before})
         called = (ours.test >= threshold).astype(float)
         positive = data.positive_name(label)
         names = [f"not {positive}", positive]
@@ -61,34 +82,35 @@ def draw(folder: Path, data: VariantEffectData, split: Split, methods_of: Mappin
 
 
 def print_summary(folder: Path, metrics: dict[str, Any]) -> None:
-    """The table at the end of a run, on stdout."""
-    for label, figures in metrics["results"].items():
-        show(summary_table(metrics, label, figures))
+    """The table at the end of a run: on stdout, and as Markdown in the run folder."""
+    tables = [summary_table(metrics, label, figures) for label, figures in metrics["results"].items()]
+    for table in tables:
+        show(table)
+    write_text(folder / TABLES, "\n".join(markdown(table) for table in tables))
     print(f"run folder: {folder}")
 
 
 def summary_table(metrics: dict[str, Any], label: str, figures: Mapping[str, Mapping[str, Any]]) -> Table:
     """Test figures with 95 % intervals of every method on one label."""
-    ours = next(iter(figures.values()))
-    names = [name for name in ours if name != "threshold" and name not in LEFT_OUT]
-    rows = []
-    for method, values in figures.items():
-        cells = [_cell(values[name]) if name in values else "" for name in names]
-        rows.append((method, *cells))
-    count = metrics["rows"]
-    title = (
-        f"{label}: {count['test']} test rows, split by {metrics['split']['name']} ({metrics['split']['description']})"
-    )
-    note = f"trained on {count['train']}, validated on {count['validation']} rows; 95 % bootstrap intervals by position"
+    estimates = {
+        method: {name: estimate(value) for name, value in values.items() if name != "threshold"}
+        for method, values in figures.items()
+    }
+    ours = next(iter(estimates.values()))
+    shown = {name: name.upper() if len(name) < 6 else name for name in ours if name not in LEFT_OUT}
+    count, split = metrics["rows"], metrics["split"]
+    title = f"{label}: {count['test']} test rows, split by {split['name']} ({split['description']})"
+    note = "95 % bootstrap intervals by position"
+    if count["train"]:
+        note = f"trained on {count['train']}, validated on {count['validation']} rows; {note}"
     if metrics["kind"] == "binary":
         note += "; MCC at the threshold chosen on validation"
     if all(name in ours for name in LEFT_OUT):
-        note += (
-            f"; {next(iter(figures))}: Brier {ours['brier']['value']:.3f}, calibration error {ours['ece']['value']:.3f}"
-        )
-    return Table(title, ("method", *(name.upper() if len(name) < 6 else name for name in names)), tuple(rows), note)
+        first = next(iter(estimates))
+        note += f"; {first}: Brier {ours['brier'].value:.3f}, calibration error {ours['ece'].value:.3f}"
+    return metric_table(estimates, shown, title=title, note=note + ".")
 
 
-def _cell(estimate: Mapping[str, Any]) -> str:
-    numbers = (np.nan if estimate[key] is None else estimate[key] for key in ("value", "low", "high"))
-    return cell(*numbers)
+def estimate(stored: Mapping[str, Any]) -> Estimate:
+    """An estimate as ``metrics.json`` holds it, null for what is undefined."""
+    return Estimate(**{key: np.nan if value is None else value for key, value in stored.items()})

@@ -74,6 +74,7 @@ def evaluate(
     folder: Path,
     *,
     seed: int,
+    best_epoch: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Calibrate on validation rows, measure on test rows, write metrics, predictions and plots.
 
@@ -92,7 +93,7 @@ def evaluate(
             methods = [m._replace(threshold=chosen_threshold(truth, m.validation)) for m in methods]
         thresholds.append(methods[0].threshold)
         results[name], methods_of[name] = measure(data, split, column, methods, seed), methods
-    metrics = write_report(folder, data, split, results, methods_of, np.concatenate([validation, test]))
+    metrics = write_report(folder, data, split, results, methods_of, np.concatenate([validation, test]), best_epoch)
     return metrics, {"columns": calibration, "thresholds": thresholds}
 
 
@@ -103,6 +104,7 @@ def write_report(
     results: Mapping[str, Any],
     methods_of: Mapping[str, list[Method]],
     outputs: NDArray,
+    best_epoch: int | None = None,
 ) -> dict[str, Any]:
     """Write predictions, plots and, last, ``metrics.json``; return its contents."""
     metrics = {
@@ -114,7 +116,7 @@ def write_report(
         "results": results,
     }
     write_predictions(folder / PREDICTIONS, data, split, methods_of, outputs)
-    draw(folder, data, split, methods_of)
+    draw(folder, data, split, methods_of, outputs, best_epoch)
     write_json(folder / METRICS, metrics)
     return metrics
 

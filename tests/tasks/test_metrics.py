@@ -1,5 +1,3 @@
-import functools
-
 import numpy as np
 import pytest
 import torch
@@ -297,19 +295,21 @@ def test_wrong_input_says_what_was_expected(call, message):
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_running_metric_equals_torchmetrics_and_the_whole(batch):
-    labels, scores = (torch.tensor(x, dtype=torch.float32) for x in sample(64))
-    running, theirs = m.RunningMetric(m.auroc), BinaryAUROC()
+def test_rows_of_all_batches_come_back_in_order(batch):
+    outputs, labels = torch.randn(64, 3, 2), torch.rand(64, 1)
+    rows = m.AllRows()
     for first in range(0, 64, batch):
-        running.update(scores[first : first + batch], labels[first : first + batch])
-        theirs.update(scores[first : first + batch], labels[first : first + batch].long())
-    assert running.compute().item() == pytest.approx(theirs.compute().item(), abs=1e-6)
-    running.reset()
-    running.update(scores[:3], torch.tensor([1.0, 1.0, torch.nan]))
-    assert torch.isnan(running.compute())
+        rows.update(outputs[first : first + batch], labels[first : first + batch])
+    found, known = rows.compute()
+    assert torch.equal(found, outputs)
+    assert torch.equal(known, labels)
+    rows.reset()
+    rows.update(outputs[:2], labels[:2])
+    assert rows.compute()[0].shape == (2, 3, 2)
 
 
-def test_running_metric_takes_a_metric_with_settings():
-    running = m.RunningMetric(functools.partial(m.mcc, threshold=0.3))
-    running.update(torch.tensor([0.2, 0.4]), torch.tensor([0.0, 1.0]))
-    assert running.compute() == 1
+def test_auroc_is_that_of_torchmetrics():
+    labels, scores = (torch.tensor(x, dtype=torch.float32) for x in sample(64))
+    theirs = BinaryAUROC()
+    theirs.update(scores, labels.long())
+    assert m.auroc(labels.numpy(), scores.numpy()) == pytest.approx(theirs.compute().item(), abs=1e-6)

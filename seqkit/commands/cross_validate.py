@@ -118,7 +118,12 @@ def summarise(pooled: dict[int, Pooled], kind: str) -> dict[str, Any]:
     for name in ("missense",):
         if (first.group_N == name).sum() > 50:
             groups[name] = first.group_N == name
-    summary: dict[str, Any] = {"seeds": list(pooled), "rows": len(first.labels_N), "groups": {}}
+    summary: dict[str, Any] = {
+        "seeds": list(pooled),
+        "rows": {group: int(member_N.sum()) for group, member_N in groups.items()},
+        "blocks": len(np.unique(first.block_N)),
+        "groups": {},
+    }
     for group, member_N in groups.items():
         summary["groups"][group] = {
             method: {
@@ -179,7 +184,7 @@ def cross_validation_tables(summary: dict[str, Any]) -> list[Table]:
                 cells.append(f"{gap['difference']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]" if gap else "")
             rows.append(tuple(cells))
         how = f"mean over {split['folds']} folds" if group == "all" else "pooled over folds"
-        title = f"{group}, {summary['rows']} rows in all: {how} ({split['name']} split), mean over seeds {seeds}"
+        title = f"{group}, {summary['rows'][group]} rows: {how} ({split['name']} split), mean over seeds {seeds}"
         header = ("method", *(part for name in names for part in (name.upper(), "seqkit minus this")))
-        tables.append(Table(title, header, tuple(rows), "intervals: 95 %, resampled by block"))
+        tables.append(Table(title, header, tuple(rows), f"intervals: 95 %, {summary['blocks']} blocks resampled"))
     return tables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import sys
 import warnings
 from dataclasses import dataclass
@@ -151,6 +152,17 @@ def make_trainer(
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Checkpoint to resume from, or None when the run has none yet."""
+    """Checkpoint to resume from, or None when the run has none yet or a damaged one.
+
+    Training is a pure function of config and seed, so starting over loses time and nothing else.
+    """
     path = folder / CHECKPOINTS / LAST
-    return path if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        warnings.warn(f"{path} is damaged ({reason}): training starts over", stacklevel=2)
+        return None
+    return path

@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,19 @@ def test_interrupted_run_resumes_to_the_unbroken_result(binary_run, own_data, sm
     assert predictions(out).equals(predictions(binary_run))
 
 
+def test_a_damaged_checkpoint_starts_over_to_the_same_result(binary_run, own_data, small_arguments, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(binary_run, out)
+    for name in ("metrics.json", "model.json", "predictions.parquet"):
+        (out / name).unlink()
+    last = out / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:2000])
+    arguments = ["fit", *small_arguments, *own_data, *LOF, "--compare", "CADD.score", "--out", str(out), "--resume"]
+    assert cli.main(arguments) == 0
+    assert "damaged" in capsys.readouterr().err
+    assert predictions(out).equals(predictions(binary_run))
+
+
 @pytest.mark.parametrize(
     ("label", "kind", "metric"),
     [
@@ -165,7 +179,7 @@ def test_cross_validation_tests_every_row_once_per_seed(own_data, small_argument
     assert cli.main(command) == 0
     summary = json.loads((out / "cross_validation.json").read_text())
     rows = pl.read_csv(small_table, separator="\t", infer_schema_length=None).height
-    assert summary["rows"] == rows
+    assert summary["rows"]["all"] == rows
     assert summary["seeds"] == [0, 1]
     ours = summary["groups"]["all"]["seqkit"]["auroc"]
     assert len(ours["fold_mean"]) == 2

@@ -64,9 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 ok, 1 a bug of ours, 2 usage, 3 unreadable input, 4 reference mismatch, 5 memory, 6 leakage,
         130 and 143 interrupted and resumable.
     """
-    # Idle OpenMP threads that spin take the cores from the working ones wherever a job does not own the machine:
-    # short operations became ten times slower. It has to be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP threads that spin for long while idle take the cores from the working ones wherever a job does not own the
+    # machine (short operations became ten times slower); ones that sleep at once make every operation wait for them.
+    # It has to be set before torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]

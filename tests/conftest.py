@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 # Before torch is imported: see seqkit/cli.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import torch

@@ -99,7 +99,9 @@ def summary_table(metrics: dict[str, Any], label: str, figures: Mapping[str, Map
     ours = next(iter(estimates.values()))
     shown = {name: name.upper() if len(name) < 6 else name for name in ours if name not in LEFT_OUT}
     count, split = metrics["rows"], metrics["split"]
-    title = f"{label}: {count['test']} test rows, split by {split['name']} ({split['description']})"
+    positive = metrics["positive"].get(label, label)
+    what = label if positive == label else f"{label} {positive} against the rest"
+    title = f"{what}: {count['test']} test rows, split by {split['name']} ({split['description']})"
     note = "95 % bootstrap intervals by position"
     if count["train"]:
         note = f"trained on {count['train']}, validated on {count['validation']} rows; {note}"

@@ -110,6 +110,7 @@ def write_report(
     metrics = {
         "task": "variant-effect",
         "kind": data.kind,
+        "positive": {name: data.positive_name(name) for name in data.label_names} if data.kind == "binary" else {},
         "split": {"name": split.name, "description": split.description},
         "rows": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
         "alleles_by_status": data.sites.counts(),

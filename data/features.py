@@ -28,6 +28,12 @@ NEAR_SITE = 8.0
 """Bases over which closeness to a splice site falls to 1/e."""
 CODING = ("stop_gained", "frameshift", "stop_lost", "start_lost", "inframe_insertion", "inframe_deletion", "missense",
           "coding_unknown", "synonymous")  # fmt: skip
+IMPACT = {
+    "high": ("splice_acceptor", "splice_donor", "stop_gained", "frameshift", "stop_lost", "start_lost"),
+    "moderate": ("inframe_insertion", "inframe_deletion", "missense"),
+    "low": ("splice_region", "coding_unknown", "synonymous"),
+}
+"""Consequence classes by the severity usual in variant annotation; a class that no training row has still has one."""
 MODIFIERS = (
     "class=missense", "class=synonymous", "noncoding", "blosum62", "grantham", "hydropathy_loss", "volume_abs_change",
     "donor_change", "acceptor_change", "noncoding_near_donor", "noncoding_near_acceptor",
@@ -84,6 +90,8 @@ class FeatureInputs:
 def _class(x: FeatureInputs) -> Columns:
     for name in CONSEQUENCES:
         yield f"class={name}", x.consequence == name
+    for impact, names in IMPACT.items():
+        yield f"impact={impact}", np.isin(x.consequence, names)
     yield "noncoding", x.noncoding
 
 

@@ -80,6 +80,16 @@ def test_groups_are_chosen_by_name(brca1):
     assert features_of(brca1, rows, groups={})[0].shape == (20, 0)
 
 
+def test_a_frameshift_counts_as_severe_though_no_training_row_is_one(brca1, table_of):
+    position = brca1.table.alleles["pos"][brca1.table.records["transcript_variant"].to_list().index("c.181T>G")]
+    sites = locate(table_of(("17", position - 1, "CA", "C")), brca1.fasta, length=64)
+    consequences = predict_consequences(sites, brca1.fasta, brca1.annotation)
+    matrix, names = consequence_features(sites, brca1.fasta, consequences)
+    assert consequences["consequence"].to_list() == ["frameshift"]
+    assert matrix[0, names.index("impact=high")] == 1
+    assert matrix[0, names.index("deleted")] == np.float32(np.log(2))
+
+
 def test_modifiers_are_features(brca1):
     assert set(MODIFIERS) <= set(features_of(brca1, np.arange(3))[1])
 
@@ -105,6 +115,8 @@ def column(brca1, name, variant):
         ("c.181T>G", "blosum62", -3),
         ("c.181T>G", "class=missense", 1),
         ("c.80+1G>A", "donor=+1", 1),
+        ("c.80+1G>A", "impact=high", 1),
+        ("c.181T>G", "impact=moderate", 1),
         ("c.80+1G>A", "noncoding", 1),
         ("c.80+1G>A", "aa_alt=G", 0),
         ("c.5194-2A>G", "acceptor=-2", 1),

@@ -22,7 +22,11 @@ def small_table(tmp_path_factory):
     rows = pl.read_csv(bundled.brca1().table, separator="\t", infer_schema_length=10_000)[::10]
     path = tmp_path_factory.mktemp("table") / "small.tsv"
     rows.with_columns(
-        pl.when(pl.int_range(pl.len()) % 7 > 0).then(pl.col("p.nonfunctional")).alias("score with holes")
+        pl.when(pl.int_range(pl.len()) % 7 > 0).then(pl.col("p.nonfunctional")).alias("score with holes"),
+        (pl.col("func.class") == "LOF").cast(pl.Int8).alias("is lost"),
+        pl.when(pl.int_range(pl.len()) % 5 > 0)
+        .then((pl.col("func.class") != "FUNC").cast(pl.Int8))
+        .alias("is lost with holes"),
     ).write_csv(path, separator="\t")
     return path
 

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import shutil
+import struct
 import warnings
 import zlib
 from contextlib import ExitStack
@@ -27,7 +28,7 @@ _INDEX_SLACK_S = 120
 _KEPT_RECORD_BASES = 1 << 21
 _KEPT_RECORDS = 8
 _HASHED_BYTES = 1 << 28
-_READ_ERRORS = (OSError, ValueError, IndexError, EOFError, zlib.error)
+_READ_ERRORS = (OSError, ValueError, IndexError, EOFError, zlib.error, struct.error)
 _UPPER = np.frombuffer(bytes(range(256)).upper(), dtype=np.uint8)
 
 
@@ -336,6 +337,6 @@ def _open_indexed(path: Path):
     except (*_READ_ERRORS, FastaIndexingError) as error:
         raise InputError(
             str(path),
-            expected="a FASTA file with unique names and lines of one length per record",
+            expected="a complete FASTA file with unique names and lines of one length per record",
             got=f"{type(error).__name__}: {error}",
         ) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,9 +83,36 @@ def read_vcf(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
         "row": pl.Int64, "allele": pl.Int64, "contig": pl.String, "pos": pl.Int64, "ref": pl.String, "alt": pl.String,
         "id": pl.String,
     }  # fmt: skip
-    frame = pl.DataFrame(records, schema=_record_schema(info), strict=False)
+    undeclared = {key: pl.String for fields in records for key in fields if key.startswith("INFO/")}
+    frame = pl.DataFrame(records, schema=undeclared | _record_schema(info), strict=False)
+    frame = frame.select(*_FIXED, pl.exclude(*_FIXED))
     empty = [name for name in frame.columns if name.startswith("INFO/") and frame[name].null_count() == frame.height]
     return pl.DataFrame(alleles, schema=schema, orient="row"), frame.drop(empty)
+
+
+@contextmanager
+def declared(path: Path) -> Iterator[Path]:
+    """The file, or a copy for the time of the block whose header declares every contig, filter and key in use.
+
+    htslib reads what a header does not declare, but ends the process when such a record is written again.
+    """
+    with open_vcf(path) as source:
+        stated = set(str(source.header).splitlines())
+        for _ in source:
+            pass
+        missing = [line for line in str(source.header).splitlines() if line not in stated and line.startswith("##")]
+    if not missing:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "declared.vcf"
+        reader = gzip.open if path.suffix.lower() in (".gz", ".bgz") else open
+        with reader(path, "rb") as lines, copy.open("wb") as out:
+            for line in lines:
+                if line.startswith(b"#CHROM"):
+                    out.writelines(f"{text}\n".encode() for text in missing)
+                out.write(line)
+        yield copy
 
 
 _FIXED = {
@@ -115,7 +144,9 @@ def _record_fields(record, info: dict) -> dict:
         "FILTER": ";".join(record.filter.keys()) or None,
     }
     for key, value in record.info.items():
-        if info[key].number == "A":
+        if key not in info:  # htslib takes keys the header does not declare as text
+            value = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        elif info[key].number == "A":
             value = list(value)
         elif isinstance(value, tuple):
             value = ",".join("." if item is None else str(item) for item in value)

@@ -15,7 +15,7 @@ import seqkit
 from seqkit.data.fasta import Fasta
 from seqkit.data.tables import TABLE_SUFFIXES, plain_suffix
 from seqkit.data.variants import VCF_SUFFIXES, VariantTable
-from seqkit.data.vcf import import_pysam, open_vcf
+from seqkit.data.vcf import declared, import_pysam, open_vcf
 from seqkit.errors import InputError
 from seqkit.files import atomic
 
@@ -145,7 +145,7 @@ def _write_vcf(
     mode = _MODES[plain_suffix(path) + (".gz" if path.suffix.lower() == ".gz" else "")]
     with atomic(path) as partial:
         if table.kind == "vcf":
-            with open_vcf(table.path) as source:
+            with declared(table.path) as complete, open_vcf(complete) as source:
                 header = _without(source.header, {f"{prefix}{field.suffix}" for field in fields})
                 _declare(header, table, fields, notes, prefix)
                 with pysam.VariantFile(str(partial), mode, header=header) as out:

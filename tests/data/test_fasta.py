@@ -150,3 +150,13 @@ def test_checksums(write_fasta):
     fasta = Fasta(path)
     assert fasta.contig_md5("1") == "cc0af3a4fedb18378b4b57b98068e69f"
     assert fasta.digest() == f"sha256:{sha256(path)}"
+
+
+def test_a_truncated_bgzip_is_an_input_error(tmp_path):
+    from seqkit.data import bundled
+
+    whole = bundled.brca1().fasta.read_bytes()
+    broken = tmp_path / "broken.fa.gz"
+    broken.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="complete FASTA"):
+        Fasta(broken).fetch("17", 41_100_000, 41_100_010)

@@ -136,3 +136,21 @@ def test_compressed_text_is_the_same_each_time(tmp_path):
         write_table(frame, tmp_path / name)
     assert (tmp_path / "x.tsv.gz").read_bytes() == (tmp_path / "y.tsv.gz").read_bytes()
     assert (tmp_path / "x.tsv.gz").stat().st_mode & 0o077
+
+
+@pytest.mark.parametrize("suffix", [".vcf", ".vcf.gz", ".bcf"])
+def test_what_a_header_does_not_declare_is_kept(tmp_path, suffix):
+    """htslib ends the whole process when it writes a record that its header does not cover."""
+    source = tmp_path / "in.vcf"
+    source.write_text(
+        "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+        "chr1\t5\t.\tA\tG\t.\tq10\tFOO=1\nchr2\t7\t.\tC\tT\t.\tPASS\tBAR\n"
+    )
+    table = read_variants(source)
+    assert table.records["INFO/FOO"].to_list() == ["1", None]
+    out = tmp_path / f"out{suffix}"
+    write_scores(table, pl.DataFrame({"prob": [0.5, None], "status": ["OK", "CONTIG_MISSING"]}), out)
+    with pysam.VariantFile(str(out)) as vcf:
+        first, second = list(vcf)
+    assert (first.contig, list(first.filter), first.info["FOO"], first.info["SKPROB"]) == ("chr1", ["q10"], "1", (0.5,))
+    assert (second.contig, "BAR" in second.info, second.info["SKSTAT"]) == ("chr2", True, ("CONTIG_MISSING",))

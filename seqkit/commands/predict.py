@@ -12,7 +12,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from seqkit.commands.arguments import parse
-from seqkit.commands.trained import TrainedVariantEffect, load_trained, torch_device
+from seqkit.commands.trained import TrainedVariantEffect, load_trained
+from seqkit.commands.trainer import torch_device
 from seqkit.commands.variant_effect import ALIASES
 from seqkit.commands.variant_report import score_rows
 from seqkit.data.labels import Labels

@@ -10,7 +10,8 @@ import numpy as np
 
 from seqkit.commands.arguments import parse
 from seqkit.commands.run_folder import open_run
-from seqkit.commands.trained import TrainedVariantEffect, load_trained, torch_device
+from seqkit.commands.trained import TrainedVariantEffect, load_trained
+from seqkit.commands.trainer import torch_device
 from seqkit.commands.variant_effect import ALIASES, TASK
 from seqkit.commands.variant_plots import print_summary
 from seqkit.commands.variant_report import Method, decide, measure, score_rows, write_report

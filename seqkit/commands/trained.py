@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from seqkit.backbones import BackboneConfig
 from seqkit.commands.variant_effect import TASK, build_net
 from seqkit.data.variant_effect import VariantDataConfig
@@ -85,12 +83,3 @@ def load_trained(ckpt: str | None, named_task: str | None = None) -> TrainedVari
     task = VariantEffectTask(net, kind=description["kind"], loss=loss, optim=OptimConfig(), seed=0)
     load_weights(folder, task)
     return TrainedVariantEffect(task.eval(), description, VariantDataConfig(**description["data"]).resolved())
-
-
-def torch_device(name: str) -> torch.device:
-    """Device by name; auto takes CUDA where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("--device", expected="a CUDA device torch can use", got="none", remedy="Use --device cpu.")
-    return torch.device(name)

@@ -89,22 +89,28 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", module="lightning", message=".*(LeafSpec|treespec|isinstance).*")
 
 
-def accelerator(device: str) -> dict[str, object]:
-    """Lightning's ``accelerator`` and ``devices`` for a device name.
+def torch_device(name: str) -> torch.device:
+    """Device by name: auto takes CUDA where there is one.
 
     Raises:
-        ConfigError: CUDA was asked for and is not there.
+        ConfigError: The name is unknown, or CUDA was asked for and is not there.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ConfigError("--device", expected="auto, cpu, cuda or cuda:N", got=name)
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        found = f"{torch.cuda.device_count()} of them"
+        raise ConfigError("--device", expected="a CUDA device torch can use", got=found, remedy="Use --device cpu.")
+    return torch.device(name)
+
+
+def accelerator(device: torch.device) -> dict[str, object]:
+    """Lightning's ``accelerator`` and ``devices`` for a device."""
+    if device.type == "cpu":
         return {"accelerator": "cpu", "devices": 1}
-    kind, _, index = device.partition(":")
-    if kind != "cuda" or (index and not index.isdigit()):
-        raise ConfigError("--device", expected="auto, cpu, cuda or cuda:N", got=device)
-    if not torch.cuda.is_available():
-        raise ConfigError("--device", expected="a CUDA device torch can use", got="none", remedy="Use --device cpu.")
-    return {"accelerator": "gpu", "devices": [int(index or 0)]}
+    return {"accelerator": "gpu", "devices": [device.index or 0]}
 
 
 def make_trainer(
@@ -137,7 +143,7 @@ def make_trainer(
     if people_watch:
         callbacks.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
     return lightning.Trainer(
-        **accelerator(config.device),
+        **accelerator(torch_device(config.device)),
         precision=config.precision,
         max_epochs=config.max_epochs,
         gradient_clip_val=clip_norm,

@@ -24,7 +24,9 @@ PROVIDERS: dict[str, dict[str, str]] = {
         "rms_norm": "seqkit.kernels.norm.reference",
         "gated_rms_norm": "seqkit.kernels.norm.reference",
     },
-    "triton": {},
+    "triton": {
+        "selective_scan": "seqkit.kernels.selective.triton_provider",
+    },
 }
 
 
@@ -72,6 +74,9 @@ def _require_triton(op: str, x: torch.Tensor) -> None:
         raise ConfigError(ENVIRONMENT_VARIABLE, expected="an installed Triton", got="'triton'", remedy=remedy)
     if x.dtype == torch.float64:
         raise ConfigError(ENVIRONMENT_VARIABLE, expected="a provider that runs float64", got="'triton'", remedy=remedy)
+    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        where = f"operands on an NVIDIA GPU, or TRITON_INTERPRET=1 before Triton is imported, for {op}"
+        raise ConfigError(ENVIRONMENT_VARIABLE, expected=where, got=f"'triton' on {x.device.type}", remedy=remedy)
 
 
 def implementation(op: str, provider: str) -> ModuleType:

@@ -6,7 +6,7 @@ import torch
 from seqkit.kernels import dispatch
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with a fixed workspace
-PROVIDERS = ("reference",)
+PROVIDERS = ("reference", "triton")
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +25,21 @@ def provider(request, monkeypatch) -> str:
         pytest.skip(f"provider {name} does not exist")
     if name != "reference" and not dispatch.triton_installed():
         pytest.skip(f"provider {name} needs Triton")
+    if name != "reference":
+        _skip_where_it_cannot_run(name, request)
     monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, name)
     return name
+
+
+def _skip_where_it_cannot_run(name: str, request) -> None:
+    parameters = request.node.callspec.params
+    op = parameters.get("op") or ("ssd_scan" if "ssd" in request.function.__name__ else None)
+    if op and op not in dispatch.PROVIDERS[name]:
+        pytest.skip(f"provider {name} has no {op}")
+    if torch.float64 in parameters.values():
+        pytest.skip("float64 is the reference's")
+    if parameters.get("device") == "cpu":
+        pytest.skip("Triton runs on a CPU in its interpreter only: see test_interpreter.py")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

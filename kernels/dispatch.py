@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from functools import cache
 from types import ModuleType
 
 import torch
@@ -26,14 +25,20 @@ PROVIDERS: dict[str, dict[str, str]] = {
     },
     "triton": {
         "selective_scan": "seqkit.kernels.selective.triton_provider",
+        "causal_conv": "seqkit.kernels.conv.triton_provider",
+        "rms_norm": "seqkit.kernels.norm.triton_provider",
+        "gated_rms_norm": "seqkit.kernels.norm.triton_provider",
     },
 }
 
 
-@cache
+# looked up once, here: torch.compile cannot trace the search
+_TRITON_FOUND = importlib.util.find_spec("triton") is not None
+
+
 def triton_installed() -> bool:
     """Whether Triton can be imported (without importing it)."""
-    return importlib.util.find_spec("triton") is not None
+    return _TRITON_FOUND
 
 
 def provider_for(op: str, x: torch.Tensor) -> str:

@@ -1,0 +1,199 @@
+"""RMS norms on Triton: rows in registers, one read and one write of every activation.
+
+A program owns ROWS rows of one group at a time. Backward runs a fixed number of programs per device, each over its
+share of the rows; their partial sums of the weight's gradient are added up in the same order every time.
+
+Legend: R rows, D channels, K groups of D / K channels, P programs.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from seqkit.kernels.triton_launch import ceil_div, guard, next_power, resident_programs
+from seqkit.kernels.triton_math import sigmoid
+
+TILE = 4096  # elements of a program's tile, where a row is shorter
+VARYING = ["rows", "per_program"]  # strides and widths are specialised: divisible ones load 16 bytes at once
+
+
+@triton.jit
+def tile_at(item, groups, size, rows, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(rows [ROWS], channels [BLOCK], which elements exist) of a work item: all groups of a row block in turn."""
+    r = (item // groups) * ROWS + tl.arange(0, ROWS)
+    local = tl.arange(0, BLOCK)
+    return r, (item % groups) * size + local, (r < rows)[:, None] & (local < size)[None, :]
+
+
+@triton.jit
+def root_mean_square(h, size, eps):
+    """1 / sqrt(mean(h^2) + eps) of every row [ROWS, 1]."""
+    return 1.0 / tl.sqrt(tl.sum(h * h, 1) / size + eps)[:, None]
+
+
+@triton.jit(do_not_specialize=VARYING)
+def norm_kernel(
+    x_ptr, z_ptr, residual_ptr, weight_ptr, y_ptr, total_ptr, rows, channels, size, groups, sx, sz, sr, eps,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, GATE_LAST: tl.constexpr,
+):  # fmt: skip
+    """Y, and x + residual where there is one."""
+    r, d, on = tile_at(tl.program_id(0).to(tl.int64), groups, size, rows, ROWS, BLOCK)
+    weight = tl.load(weight_ptr + d, mask=d < channels, other=0.0).to(tl.float32)[None, :]
+    out = r[:, None] * channels + d[None, :]
+    h = tl.load(x_ptr + r[:, None] * sx + d[None, :], mask=on, other=0.0).to(tl.float32)
+    if residual_ptr is not None:
+        h += tl.load(residual_ptr + r[:, None] * sr + d[None, :], mask=on, other=0.0).to(tl.float32)
+        tl.store(total_ptr + out, h, mask=on)
+    if z_ptr is not None:
+        z = tl.load(z_ptr + r[:, None] * sz + d[None, :], mask=on, other=0.0).to(tl.float32)
+        gate = z * sigmoid(z)
+        if not GATE_LAST:
+            h *= gate
+    y = h * root_mean_square(h, size, eps) * weight
+    if GATE_LAST:
+        y *= gate
+    tl.store(y_ptr + out, y.to(y_ptr.dtype.element_ty), mask=on)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def gradient_kernel(
+    dy_ptr, dtotal_ptr, x_ptr, z_ptr, weight_ptr, dx_ptr, dz_ptr, dresidual_ptr, dweight_ptr,
+    rows, channels, size, groups, per_program, sg, st, sx, sz, eps,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, GATE_LAST: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a run of row blocks in one group; the weight's as one partial sum per program."""
+    program = tl.program_id(0).to(tl.int64)
+    group = program % groups
+    dweight = tl.zeros((BLOCK,), tl.float32)
+    d = group * size + tl.arange(0, BLOCK)
+    weight = tl.load(weight_ptr + d, mask=d < channels, other=0.0).to(tl.float32)[None, :]
+    for i in range(per_program):
+        item = ((program // groups) * per_program + i) * groups + group
+        r, d, on = tile_at(item, groups, size, rows, ROWS, BLOCK)
+        x = tl.load(x_ptr + r[:, None] * sx + d[None, :], mask=on, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + r[:, None] * sg + d[None, :], mask=on, other=0.0).to(tl.float32)
+        out = r[:, None] * channels + d[None, :]
+        h, dout = x, dy
+        if z_ptr is not None:
+            z = tl.load(z_ptr + r[:, None] * sz + d[None, :], mask=on, other=0.0).to(tl.float32)
+            s = sigmoid(z)
+            gate, slope = z * s, s + z * s * (1.0 - s)
+            if GATE_LAST:
+                dy *= gate
+            else:
+                h *= gate
+        scale = root_mean_square(h, size, eps)
+        normed = h * scale
+        dweight += tl.sum(dy * normed, 0)
+        dnormed = dy * weight
+        dh = scale * (dnormed - normed * (tl.sum(dnormed * normed, 1) / size)[:, None])
+        if dtotal_ptr is not None:
+            dh += tl.load(dtotal_ptr + r[:, None] * st + d[None, :], mask=on, other=0.0).to(tl.float32)
+        if z_ptr is not None:
+            if GATE_LAST:
+                dz = dout * normed * weight * slope
+            else:
+                dz = dh * x * slope
+                dh *= gate
+            tl.store(dz_ptr + out, dz.to(dz_ptr.dtype.element_ty), mask=on)
+        if dresidual_ptr is not None:
+            tl.store(dresidual_ptr + out, dh, mask=on)
+        tl.store(dx_ptr + out, dh.to(dx_ptr.dtype.element_ty), mask=on)
+    tl.store(dweight_ptr + (program // groups) * channels + d, dweight, mask=tl.arange(0, BLOCK) < size)
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """(R, D) view of (..., D); a copy only where the leading dimensions do not collapse into one stride."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(-1) == 1 or flat.shape[-1] == 1 else flat.contiguous()
+
+
+def _shape(x: torch.Tensor, size: int) -> dict[str, int]:
+    block = next_power(size)
+    rows = max(1, min(TILE // block, next_power(x.shape[0])))
+    return {"ROWS": rows, "BLOCK": block, "num_warps": min(16, max(4, block * rows // 1024))}
+
+
+def _normalise(x, z, residual, weight, eps, size, gate_last) -> tuple[torch.Tensor, torch.Tensor]:
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total = torch.empty(0 if residual is None else x.shape, dtype=torch.float32, device=x.device)
+    if not x.numel():
+        return y, total
+    x_RD, z_RD, residual_RD = (None if t is None else _rows(t) for t in (x, z, residual))
+    shape, (R, D) = _shape(x_RD, size), x_RD.shape
+    with guard(x):
+        norm_kernel[(ceil_div(R, shape["ROWS"]) * (D // size),)](
+            x_RD, z_RD, residual_RD, weight, y, total, R, D, size, D // size,
+            *(0 if t is None else t.stride(0) for t in (x_RD, z_RD, residual_RD)), eps,
+            GATE_LAST=gate_last, **shape,
+        )  # fmt: skip
+    return y, total
+
+
+def _differentiate(dy, dtotal, x, z, weight, out_dtype, with_residual, eps, size, gate_last):
+    dx = torch.empty(x.shape, dtype=out_dtype, device=x.device)
+    dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=x.device)
+    dresidual = torch.empty(x.shape if with_residual else 0, dtype=torch.float32, device=x.device)
+    if not x.numel():
+        return dx, dz, dresidual, torch.zeros_like(weight)
+    dy_RD, dtotal_RD, x_RD, z_RD = (None if t is None else _rows(t) for t in (dy, dtotal, x, z))
+    shape, (R, D) = _shape(x_RD, size), x_RD.shape
+    groups, row_blocks = D // size, ceil_div(R, shape["ROWS"])
+    per_program = ceil_div(row_blocks, max(1, resident_programs(x, 8) // groups))
+    runs = ceil_div(row_blocks, per_program)
+    dweight = torch.empty((runs, D), dtype=torch.float32, device=x.device)
+    with guard(x):
+        gradient_kernel[(runs * groups,)](
+            dy_RD, dtotal_RD, x_RD, z_RD, weight, dx, dz, dresidual if with_residual else None, dweight,
+            R, D, size, groups, per_program,
+            *(0 if t is None else t.stride(0) for t in (dy_RD, dtotal_RD, x_RD, z_RD)), eps,
+            GATE_LAST=gate_last, **shape,
+        )  # fmt: skip
+    return dx, dz, dresidual, dweight.sum(0).to(weight.dtype, copy=True)
+
+
+def rms_norm_forward(
+    x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y in x's dtype, x + residual in float32, empty without a residual)."""
+    return _normalise(x, None, residual, weight, eps, x.shape[-1], False)
+
+
+def rms_norm_backward(
+    dy: torch.Tensor,
+    dtotal: torch.Tensor | None,
+    x: torch.Tensor,
+    total: torch.Tensor,
+    weight: torch.Tensor,
+    with_residual: bool,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of x, weight, residual (empty without one). With a residual only x's dtype is looked at."""
+    normed = total if with_residual else x
+    dx, _, dresidual, dweight = _differentiate(
+        dy, dtotal, normed, None, weight, x.dtype, with_residual, eps, normed.shape[-1], False
+    )
+    return dx, dweight, dresidual
+
+
+def gated_rms_norm_forward(
+    x: torch.Tensor, z: torch.Tensor, weight: torch.Tensor, eps: float, group_size: int, norm_before_gate: bool
+) -> torch.Tensor:
+    """Y in x's dtype."""
+    return _normalise(x, z, None, weight, eps, group_size, norm_before_gate)[0]
+
+
+def gated_rms_norm_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    z: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of x, z, weight."""
+    dx, dz, _, dweight = _differentiate(dy, None, x, z, weight, x.dtype, False, eps, group_size, norm_before_gate)
+    return dx, dz, dweight

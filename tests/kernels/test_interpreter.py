@@ -1,0 +1,76 @@
+"""The Triton kernels without a GPU, in Triton's interpreter: small problems that still cross every kind of border.
+
+The interpreter is chosen when Triton is imported, so the cases run in a session of their own that one test starts.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy
+import pytest
+import torch
+
+from seqkit.kernels.testing import TOLERANCES, check, make_problem
+
+INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
+SETTINGS = {"selective_scan": {"delta_softplus": True}, "causal_conv": {"activation": "silu"}}
+SCANNED = tuple(SETTINGS)
+PACKED = [0, 0, 1, 18, 18, 20]  # empty, single, more than a chunk of 16
+inside = pytest.mark.skipif(not INSIDE, reason="runs in the session that test_kernels_in_the_interpreter starts")
+
+
+def version(module) -> tuple[int, ...]:
+    return tuple(int(part) for part in module.__version__.split(".")[:2])
+
+
+@pytest.mark.skipif(INSIDE, reason="this is that session")
+def test_kernels_in_the_interpreter():
+    triton = pytest.importorskip("triton")
+    if version(numpy) >= (2, 4) and version(triton) < (3, 9):
+        pytest.skip(f"the interpreter of Triton {triton.__version__} does not work with NumPy {numpy.__version__}")
+    environment = {
+        **os.environ, "TRITON_INTERPRET": "1", "SEQKIT_KERNELS": "triton", "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 passed" in done.stdout
+
+
+@inside
+@pytest.mark.parametrize("op", SCANNED)
+def test_a_batch_of_several_chunks(op):
+    check(make_problem(op, length=18).having(**SETTINGS[op]), TOLERANCES[torch.float32])
+
+
+@inside
+@pytest.mark.parametrize("op", SCANNED)
+def test_packed_and_reversed(op):
+    problem = make_problem(op, length=PACKED[-1], segments=PACKED)
+    check(problem.having(reverse=True, **SETTINGS[op]), TOLERANCES[torch.float32])
+
+
+@inside
+@pytest.mark.parametrize("op", SCANNED)
+def test_no_tokens(op):
+    check(make_problem(op, length=0).having(**SETTINGS[op]), TOLERANCES[torch.float32])
+
+
+@inside
+def test_bfloat16_in_groups_without_options():
+    problem = make_problem("selective_scan", batch=1, length=5, groups=2, dtype=torch.bfloat16)
+    check(problem.without("D", "z", "delta_bias", "initial_state"), TOLERANCES[torch.bfloat16])
+
+
+@inside
+def test_residual_norm():
+    check(make_problem("rms_norm", length=9), TOLERANCES[torch.float32])
+
+
+@inside
+@pytest.mark.parametrize("norm_before_gate", [True, False])
+def test_gated_norm(norm_before_gate):
+    problem = make_problem("gated_rms_norm", length=9)
+    check(problem.having(group_size=3, norm_before_gate=norm_before_gate), TOLERANCES[torch.float32])

@@ -23,6 +23,7 @@ from seqkit.kernels.selective.tiles import (
     Call,
     channel_block,
     decay_rates,
+    fetch_rows,
     row_of,
     state_tile,
     step_size,
@@ -32,8 +33,8 @@ from seqkit.kernels.triton_chunks import locate_chunk, only_if
 from seqkit.kernels.triton_launch import guard, next_power, resident_programs, rows_contiguous
 from seqkit.kernels.triton_math import LOG2_E, exp2, sigmoid
 
-PROGRAMS_PER_MULTIPROCESSOR = 16
-GRADIENT_STEPS = 4  # tokens whose states a program holds; 8 spills registers and compiles for 20 s
+PROGRAMS_PER_MULTIPROCESSOR = 8  # what the registers of a multiprocessor hold
+GRADIENT_STEPS = 2  # tokens whose states a program holds; 4 spill registers, 8 compile for 20 s
 BACKWARD_VARYING = [*VARYING, "work", "batch", "sgb", "sgl"]
 
 
@@ -58,17 +59,14 @@ def adjoint_kernel(
     parts = tl.cdiv(count, STEPS).to(tl.int32)
     for back in range(parts):
         part = parts - 1 - back
-        dys, deltas, zs, Cs = (), (), (), ()
-        for j in tl.static_range(STEPS):
-            t, valid = row_of(first, part * STEPS + STEPS - 1 - j, count, REVERSE)
-            dys = dys + (tl.load(dy_ptr + t * sgl, mask=only_if(on_d, valid), other=0.0),)
-            deltas = deltas + (tl.load(delta_ptr + t * sdl, mask=only_if(on_d, valid), other=0.0),)
-            Cs = Cs + (tl.load(C_ptr + t * sCl, mask=only_if(n < N, valid), other=0.0),)
-            if z_ptr is not None:
-                zs = zs + (tl.load(z_ptr + row * szb + t * szl + d, mask=only_if(on_d, valid), other=0.0),)
-        for j in tl.static_range(STEPS):
-            valid = part * STEPS + STEPS - 1 - j < count
-            _delta, positive, _slope = step_size(deltas[j], bias, valid, SOFTPLUS)
+        begin = part * STEPS
+        dys = fetch_rows(dy_ptr, sgl, first, begin, count, on_d, STEPS, REVERSE)
+        deltas = fetch_rows(delta_ptr, sdl, first, begin, count, on_d, STEPS, REVERSE)
+        Cs = fetch_rows(C_ptr, sCl, first, begin, count, n < N, STEPS, REVERSE)
+        if z_ptr is not None:
+            zs = fetch_rows(z_ptr + row * szb + d, szl, first, begin, count, on_d, STEPS, REVERSE)
+        for j in tl.static_range(STEPS - 1, -1, -1):
+            _delta, positive, _slope = step_size(deltas[j], bias, begin + j < count, SOFTPLUS)
             dy = dys[j].to(tl.float32)
             if z_ptr is not None:
                 z = zs[j].to(tl.float32)
@@ -89,16 +87,21 @@ def checkpoints(
     """Sweep through a chunk and leave the state before every part in scratch memory."""
     for part in range(tl.cdiv(count, STEPS).to(tl.int32)):
         tl.store(scratch + part * (NP * BLOCK), state)
-        us, deltas, Bs = (), (), ()
+        begin = part * STEPS
+        us = fetch_rows(u_ptr, sul, first, begin, count, on_d, STEPS, REVERSE)
+        deltas = fetch_rows(delta_ptr, sdl, first, begin, count, on_d, STEPS, REVERSE)
+        Bs = fetch_rows(B_ptr, sBl, first, begin, count, n < N, STEPS, REVERSE)
         for j in tl.static_range(STEPS):
-            t, valid = row_of(first, part * STEPS + j, count, REVERSE)
-            us = us + (tl.load(u_ptr + t * sul, mask=only_if(on_d, valid), other=0.0),)
-            deltas = deltas + (tl.load(delta_ptr + t * sdl, mask=only_if(on_d, valid), other=0.0),)
-            Bs = Bs + (tl.load(B_ptr + t * sBl, mask=only_if(n < N, valid), other=0.0),)
-        for j in tl.static_range(STEPS):
-            delta, positive, _slope = step_size(deltas[j], bias, part * STEPS + j < count, SOFTPLUS)
+            delta, positive, _slope = step_size(deltas[j], bias, begin + j < count, SOFTPLUS)
             x = delta * us[j].to(tl.float32)
             state = exp2(rates * positive[None, :]) * state + Bs[j].to(tl.float32)[:, None] * x[None, :]
+
+
+@triton.jit
+def through_gate(z, y, dy):
+    """Gradients of z and y for y silu(z)."""
+    gate = sigmoid(z)
+    return dy * y * (gate + z * gate * (1.0 - gate)), dy * z * gate
 
 
 @triton.jit(do_not_specialize=BACKWARD_VARYING)
@@ -130,47 +133,43 @@ def gradient_kernel(
         )  # fmt: skip
         tl.debug_barrier()
         dA = tl.zeros((NP, BLOCK), tl.float32)
-        dD, dbias = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+        dD = tl.zeros((BLOCK,), tl.float32)
+        dbias = tl.zeros((BLOCK,), tl.float32)
         of_block = (((item % blocks) * batch + row) * length * groups + g) * N + n
         parts = tl.cdiv(count, STEPS).to(tl.int32)
         for back in range(parts):
-            part = parts - 1 - back
-            state = tl.load(scratch + part * (NP * BLOCK))
+            begin = (parts - 1 - back) * STEPS
+            state = tl.load(scratch + begin * (NP * BLOCK // STEPS))
+            us = fetch_rows(us_ptr, sul, first, begin, count, on_d, STEPS, REVERSE)
+            raws = fetch_rows(ds_ptr, sdl, first, begin, count, on_d, STEPS, REVERSE)
+            Bs = fetch_rows(Bs_ptr, sBl, first, begin, count, n < N, STEPS, REVERSE)
+            Cs = fetch_rows(C_ptr + row * sCb + g * sCg + n, sCl, first, begin, count, n < N, STEPS, REVERSE)
+            dys = fetch_rows(dy_ptr + row * sgb + d, sgl, first, begin, count, on_d, STEPS, REVERSE)
+            if z_ptr is not None:
+                zs = fetch_rows(z_ptr + row * szb + d, szl, first, begin, count, on_d, STEPS, REVERSE)
             states = ()
             for j in tl.static_range(STEPS):
                 states = states + (state,)
-                t, valid = row_of(first, part * STEPS + j, count, REVERSE)
-                u = tl.load(us_ptr + t * sul, mask=only_if(on_d, valid), other=0.0).to(tl.float32)
-                raw = tl.load(ds_ptr + t * sdl, mask=only_if(on_d, valid), other=0.0)
-                b = tl.load(Bs_ptr + t * sBl, mask=only_if(n < N, valid), other=0.0).to(tl.float32)
-                delta, positive, _slope = step_size(raw, bias, valid, SOFTPLUS)
-                state = exp2(decay * LOG2_E * positive[None, :]) * state + b[:, None] * (delta * u)[None, :]
-            for j in tl.static_range(STEPS):
-                t, valid = row_of(first, part * STEPS + STEPS - 1 - j, count, REVERSE)
+                delta, positive, _slope = step_size(raws[j], bias, begin + j < count, SOFTPLUS)
+                write = Bs[j].to(tl.float32)[:, None] * (delta * us[j].to(tl.float32))[None, :]
+                state = exp2(decay * LOG2_E * positive[None, :]) * state + write
+            for j in tl.static_range(STEPS - 1, -1, -1):
+                t, valid = row_of(first, begin + j, count, REVERSE)
                 mask = only_if(on_d, valid)
-                u = tl.load(us_ptr + t * sul, mask=mask, other=0.0).to(tl.float32)
-                raw = tl.load(ds_ptr + t * sdl, mask=mask, other=0.0)
-                dy = tl.load(dy_ptr + row * sgb + t * sgl + d, mask=mask, other=0.0).to(tl.float32)
-                b = tl.load(Bs_ptr + t * sBl, mask=only_if(n < N, valid), other=0.0).to(tl.float32)
-                at_c = row * sCb + g * sCg + t * sCl + n
-                c = tl.load(C_ptr + at_c, mask=only_if(n < N, valid), other=0.0).to(tl.float32)
-                delta, positive, slope = step_size(raw, bias, valid, SOFTPLUS)
+                u, dy = us[j].to(tl.float32), dys[j].to(tl.float32)
+                b, c = Bs[j].to(tl.float32), Cs[j].to(tl.float32)
+                delta, positive, slope = step_size(raws[j], bias, valid, SOFTPLUS)
                 out = (row * length + t) * channels + d
                 if z_ptr is not None:
-                    z = tl.load(z_ptr + row * szb + t * szl + d, mask=mask, other=0.0).to(tl.float32)
-                    gate = sigmoid(z)
-                    y = tl.sum(c[:, None] * state, 0) + skip * u
-                    dz = dy * y * (gate + z * gate * (1.0 - gate))
+                    dz, dy = through_gate(zs[j].to(tl.float32), tl.sum(c[:, None] * state, 0) + skip * u, dy)
                     tl.store(dz_ptr + out, dz.to(dz_ptr.dtype.element_ty), mask=mask)
-                    dy *= z * gate
                 adjoint += c[:, None] * dy[None, :]
-                x = delta * u
                 tokens = of_block + t * (groups * N)
                 tl.store(dC_ptr + tokens, tl.sum(dy[None, :] * state, 1), mask=only_if(n < N, valid))
-                tl.store(dB_ptr + tokens, tl.sum(x[None, :] * adjoint, 1), mask=only_if(n < N, valid))
+                tl.store(dB_ptr + tokens, tl.sum((delta * u)[None, :] * adjoint, 1), mask=only_if(n < N, valid))
                 dx = tl.sum(b[:, None] * adjoint, 0)
                 adjoint = exp2(decay * LOG2_E * positive[None, :]) * adjoint
-                state = states[STEPS - 1 - j]
+                state = states[j]
                 q = adjoint * state
                 dA += q * positive[None, :]
                 dexponent = tl.sum(decay * q, 0)
@@ -179,8 +178,7 @@ def gradient_kernel(
                 ddelta = tl.where(valid, (u * dx + dexponent) * slope, 0.0)
                 tl.store(du_ptr + out, (delta * dx + skip * dy).to(du_ptr.dtype.element_ty), mask=mask)
                 tl.store(ddelta_ptr + out, ddelta.to(ddelta_ptr.dtype.element_ty), mask=mask)
-                dD += dy * u
-                dbias += ddelta
+                dD, dbias = dD + dy * u, dbias + ddelta
         tl.store(dA_ptr + at, dA, mask=on)
         tl.store(dD_ptr + k * channels + d, dD, mask=on_d)
         tl.store(dbias_ptr + k * channels + d, dbias, mask=on_d)

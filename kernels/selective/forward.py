@@ -21,6 +21,7 @@ from seqkit.kernels.selective.tiles import (
     Call,
     channel_block,
     decay_rates,
+    fetch_rows,
     row_of,
     state_tile,
     step_size,
@@ -30,7 +31,7 @@ from seqkit.kernels.triton_launch import ceil_div, guard
 from seqkit.kernels.triton_math import LOG2_E, exp2, sigmoid
 
 CHAIN_BLOCK = 64
-OUTPUT_STEPS = 4
+OUTPUT_STEPS = 1  # 4 takes 246 registers and is slower by a third
 VARYING = [
     "length", "per_row", "segments", "channels", "blocks", "group", "groups", "sub", "sul", "sdb", "sdl",
     "sBb", "sBl", "sBg", "sCb", "sCl", "sCg", "szb", "szl", "syb", "syl",
@@ -56,14 +57,12 @@ def summary_kernel(
     state = tl.zeros((NP, BLOCK), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     for part in range(tl.cdiv(count, STEPS).to(tl.int32)):
-        us, deltas, Bs = (), (), ()
+        begin = part * STEPS
+        us = fetch_rows(u_ptr, sul, first, begin, count, on_d, STEPS, REVERSE)
+        deltas = fetch_rows(delta_ptr, sdl, first, begin, count, on_d, STEPS, REVERSE)
+        Bs = fetch_rows(B_ptr, sBl, first, begin, count, n < N, STEPS, REVERSE)
         for j in tl.static_range(STEPS):
-            t, valid = row_of(first, part * STEPS + j, count, REVERSE)
-            us = us + (tl.load(u_ptr + t * sul, mask=only_if(on_d, valid), other=0.0),)
-            deltas = deltas + (tl.load(delta_ptr + t * sdl, mask=only_if(on_d, valid), other=0.0),)
-            Bs = Bs + (tl.load(B_ptr + t * sBl, mask=only_if(n < N, valid), other=0.0),)
-        for j in tl.static_range(STEPS):
-            delta, positive, _slope = step_size(deltas[j], bias, part * STEPS + j < count, SOFTPLUS)
+            delta, positive, _slope = step_size(deltas[j], bias, begin + j < count, SOFTPLUS)
             x = delta * us[j].to(tl.float32)
             state = exp2(rates * positive[None, :]) * state + Bs[j].to(tl.float32)[:, None] * x[None, :]
             total += positive
@@ -132,17 +131,15 @@ def output_kernel(
     at, on = state_tile(k, n, d, on_d, N, channels)
     state = tl.load(starts_ptr + at, mask=only_if(on, count > 0), other=0.0)
     for part in range(tl.cdiv(count, STEPS).to(tl.int32)):
-        us, deltas, zs, Bs, Cs = (), (), (), (), ()
+        begin = part * STEPS
+        us = fetch_rows(u_ptr, sul, first, begin, count, on_d, STEPS, REVERSE)
+        deltas = fetch_rows(delta_ptr, sdl, first, begin, count, on_d, STEPS, REVERSE)
+        Bs = fetch_rows(B_ptr, sBl, first, begin, count, n < N, STEPS, REVERSE)
+        Cs = fetch_rows(C_ptr, sCl, first, begin, count, n < N, STEPS, REVERSE)
+        if z_ptr is not None:
+            zs = fetch_rows(z_ptr + row * szb + d, szl, first, begin, count, on_d, STEPS, REVERSE)
         for j in tl.static_range(STEPS):
-            t, valid = row_of(first, part * STEPS + j, count, REVERSE)
-            us = us + (tl.load(u_ptr + t * sul, mask=only_if(on_d, valid), other=0.0),)
-            deltas = deltas + (tl.load(delta_ptr + t * sdl, mask=only_if(on_d, valid), other=0.0),)
-            Bs = Bs + (tl.load(B_ptr + t * sBl, mask=only_if(n < N, valid), other=0.0),)
-            Cs = Cs + (tl.load(C_ptr + t * sCl, mask=only_if(n < N, valid), other=0.0),)
-            if z_ptr is not None:
-                zs = zs + (tl.load(z_ptr + row * szb + t * szl + d, mask=only_if(on_d, valid), other=0.0),)
-        for j in tl.static_range(STEPS):
-            t, valid = row_of(first, part * STEPS + j, count, REVERSE)
+            t, valid = row_of(first, begin + j, count, REVERSE)
             delta, positive, _slope = step_size(deltas[j], bias, valid, SOFTPLUS)
             u = us[j].to(tl.float32)
             state = exp2(rates * positive[None, :]) * state + Bs[j].to(tl.float32)[:, None] * (delta * u)[None, :]

@@ -3,12 +3,15 @@
 Legend: B batch, L length, S segments, D channels, N states, G groups, K chunks.
 """
 
+# ruff: noqa: RUF005  (the compiler of kernels knows no starred expressions)
+
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
 
+from seqkit.kernels.triton_chunks import only_if
 from seqkit.kernels.triton_launch import INTERPRETED, Segments, ceil_div, next_power
 from seqkit.kernels.triton_math import sigmoid, softplus
 
@@ -43,6 +46,16 @@ def state_tile(k, n, d, on_d, N: tl.constexpr, channels):
 def row_of(first, i, count, REVERSE: tl.constexpr):
     """Token number i of a chunk in scan order, and whether it exists."""
     return (first - i if REVERSE else first + i), i < count
+
+
+@triton.jit
+def fetch_rows(ptr, stride, first, begin, count, mask, STEPS: tl.constexpr, REVERSE: tl.constexpr):
+    """Rows of STEPS tokens of a chunk, all asked for before the first is used; 0 past its end."""
+    rows = ()
+    for j in tl.static_range(STEPS):
+        t, valid = row_of(first, begin + j, count, REVERSE)
+        rows = rows + (tl.load(ptr + t * stride, mask=only_if(mask, valid), other=0.0),)
+    return rows
 
 
 @triton.jit

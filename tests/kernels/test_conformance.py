@@ -7,6 +7,7 @@ from seqkit.kernels.testing import (
     SCANS,
     TOLERANCE_TINY_DELTA,
     TOLERANCES,
+    Maker,
     assert_close,
     check,
     gradients,
@@ -74,6 +75,19 @@ def test_optional_operands(provider, device, op, groups, absent):
     if absent == "all":
         problem = problem.without("D", "z", bias, "initial_state")
     check(problem.without(bias if absent == "bias" else absent), TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("states", [1, 8, 16, 64, 100, 256])
+def test_states_and_channels(provider, device, states):
+    """More channels than a warp has lanes, in groups of 35, and every number of states up to the largest."""
+    make = Maker(torch.float32, device)
+    problem = settled("selective_scan", batch=1, length=21, groups=2, device=device)
+    D, shapes = 70, {"B": (1, 21, 2, states), "C": (1, 21, 2, states)}
+    tensors = {name: make.activation(*shapes.get(name, (1, 21, D))) for name in ("u", "B", "C", "z")}
+    tensors["delta"] = make.uniform(1e-3, 0.5, 1, 21, D)
+    tensors["A"] = -make.uniform(0.3, 4.0, D, states)
+    tensors["initial_state"] = make.parameter(1, D, states)
+    check(type(problem)(problem.op, tensors, problem.settings), TOLERANCES[torch.float32])
 
 
 @pytest.mark.parametrize("taps", [1, 2, 3, 4, 70])

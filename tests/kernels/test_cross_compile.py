@@ -8,17 +8,17 @@ import pytest
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # of one block, bytes
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NARROW = {"u", "delta", "B", "C", "z", "x", "y", "dy", "du", "ddelta", "dx", "dz"}  # held in bfloat16
-SCAN = {"N": 16, "NP": 16, "BLOCK": 32, "CHUNK": 256, "STEPS": 4, "SOFTPLUS": True, "PACKED": True, "REVERSE": False}
+SCAN = {"N": 16, "NP": 16, "BLOCK": 32, "CHUNK": 256, "STEPS": 2, "SOFTPLUS": True, "PACKED": True, "REVERSE": False}
 CONV = {"W": 4, "SILU": True, "CHUNK": 64, "BLOCK": 64, "PACKED": True, "REVERSE": True}
 NORM = {"ROWS": 4, "BLOCK": 1024, "GATE_LAST": False}
 KERNELS = {
-    "selective.forward.summary_kernel": (SCAN, 1),
+    "selective.forward.summary_kernel": ({**SCAN, "STEPS": 4}, 1),
     "selective.forward.chain_kernel": (
         {"N": 16, "BLOCK": 64, "CHUNK": 256, "STEPS": 16, "PACKED": True, "FLIP": True},
         2,
     ),
-    "selective.forward.output_kernel": (SCAN, 1),
-    "selective.backward.adjoint_kernel": (SCAN, 1),
+    "selective.forward.output_kernel": ({**SCAN, "STEPS": 1}, 1),
+    "selective.backward.adjoint_kernel": ({**SCAN, "STEPS": 4}, 1),
     "selective.backward.gradient_kernel": (SCAN, 1),
     "conv.triton_provider.forward_kernel": (CONV, 4),
     "conv.triton_provider.activation_kernel": (CONV, 4),

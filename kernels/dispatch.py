@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 
 from seqkit.errors import ConfigError
+from seqkit.kernels import devices
 
 ENVIRONMENT_VARIABLE = "SEQKIT_KERNELS"
 CHOICES = ("auto", "reference", "triton")
@@ -41,12 +42,13 @@ def triton_installed() -> bool:
     return _TRITON_FOUND
 
 
-def provider_for(op: str, x: torch.Tensor) -> str:
+def provider_for(op: str, x: torch.Tensor, *others: torch.Tensor | None) -> str:
     """Name of the provider that ``op`` uses for operands like ``x``.
 
     Args:
         op: Name of a public op, for example ``"selective_scan"``.
         x: Its first operand; device and dtype decide under ``SEQKIT_KERNELS=auto``.
+        others: Its other activations: a card without bfloat16 runs the reference if any of them is bfloat16.
 
     Returns:
         ``"reference"`` or ``"triton"``.
@@ -62,14 +64,20 @@ def provider_for(op: str, x: torch.Tensor) -> str:
         known = ", ".join(sorted(PROVIDERS["reference"]))
         raise ConfigError("op", expected=f"one of {known}", got=repr(op))
     if choice == "triton":
-        _require_triton(op, x)
+        _require_triton(op, x, others)
         return "triton"
-    if choice == "reference" or not x.is_cuda or x.dtype == torch.float64:
+    if choice == "reference" or not x.is_cuda or x.dtype == torch.float64 or _lacks_bfloat16(x, others):
         return "reference"
     return "triton" if op in PROVIDERS["triton"] and triton_installed() else "reference"
 
 
-def _require_triton(op: str, x: torch.Tensor) -> None:
+def _lacks_bfloat16(x: torch.Tensor, others: tuple[torch.Tensor | None, ...]) -> bool:
+    """Whether an operand is bfloat16 on a GPU that has no instructions for it."""
+    narrow = any(t is not None and t.dtype == torch.bfloat16 for t in (x, *others))
+    return narrow and x.is_cuda and not devices.has_bfloat16(x.device.index)
+
+
+def _require_triton(op: str, x: torch.Tensor, others: tuple[torch.Tensor | None, ...]) -> None:
     remedy = f"Set {ENVIRONMENT_VARIABLE}=auto or reference."
     if op not in PROVIDERS["triton"]:
         raise ConfigError(
@@ -79,6 +87,10 @@ def _require_triton(op: str, x: torch.Tensor) -> None:
         raise ConfigError(ENVIRONMENT_VARIABLE, expected="an installed Triton", got="'triton'", remedy=remedy)
     if x.dtype == torch.float64:
         raise ConfigError(ENVIRONMENT_VARIABLE, expected="a provider that runs float64", got="'triton'", remedy=remedy)
+    if _lacks_bfloat16(x, others):
+        expected = "a GPU of compute capability 8.0 or higher for bfloat16"
+        remedy = f"Use float16 or float32 operands, or set {ENVIRONMENT_VARIABLE}=auto or reference."
+        raise ConfigError(ENVIRONMENT_VARIABLE, expected=expected, got=f"'triton' on {x.device}", remedy=remedy)
     if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         where = f"operands on an NVIDIA GPU, or TRITON_INTERPRET=1 before Triton is imported, for {op}"
         raise ConfigError(ENVIRONMENT_VARIABLE, expected=where, got=f"'triton' on {x.device.type}", remedy=remedy)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from seqkit.kernels.chunks import count_chunks, segment_bounds
+from seqkit.kernels.devices import multiprocessors
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read once, as Triton itself does when it decorates a kernel
 TINY = 4  # chunk lengths in the interpreter, where a step costs milliseconds, are divided so that borders are crossed
@@ -19,14 +21,9 @@ def guard(x: torch.Tensor) -> AbstractContextManager:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-@cache
-def _multiprocessors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
 def resident_programs(x: torch.Tensor, per_multiprocessor: int) -> int:
     """Programs that run at once on ``x``'s device if a multiprocessor holds this many; 3 in the interpreter."""
-    return _multiprocessors(x.device.index) * per_multiprocessor if x.is_cuda else 3
+    return multiprocessors(x.device.index) * per_multiprocessor if x.is_cuda else 3
 
 
 def next_power(n: int) -> int:
@@ -37,6 +34,24 @@ def next_power(n: int) -> int:
 def ceil_div(a: int, b: int) -> int:
     """Quotient a / b rounded up."""
     return -(-a // b)
+
+
+@dataclass(frozen=True)
+class CompileCase:
+    """A kernel as it is launched, for compiling it without a GPU.
+
+    Attributes:
+        kernel: The jitted function.
+        constants: Its compile-time arguments by name; an absent operand is None here.
+        num_warps: Warps of a program.
+        types: Types of the arguments that are neither a float32 pointer (``..._ptr``) nor an int32. Cards without
+            bfloat16 get float16 in its place.
+    """
+
+    kernel: Any
+    constants: dict[str, Any]
+    num_warps: int = 4
+    types: dict[str, str] = field(default_factory=dict)
 
 
 class Segments:

@@ -61,7 +61,7 @@ def causal_conv(
         cu_seqlens,
         activation or "none",
         reverse,
-        dispatch.provider_for("causal_conv", x_BLD),
+        dispatch.provider_for("causal_conv", x_BLD, weight_DW),
     )
     return (y, final) if return_final_state else y
 

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from seqkit.kernels.conv.tiles import BLOCK, CHUNK, channels_of, convolve, inputs_at, token_at
 from seqkit.kernels.triton_chunks import locate_positions
-from seqkit.kernels.triton_launch import Segments, ceil_div, guard, rows_contiguous
+from seqkit.kernels.triton_launch import CompileCase, Segments, ceil_div, guard, rows_contiguous
 from seqkit.kernels.triton_math import sigmoid
 
 VARYING = ["length", "per_row", "segments", "blocks", "batch"]
@@ -244,3 +244,14 @@ def backward(
         None if bias is None else dbias.to(bias.dtype),
         dentry,
     )
+
+
+def compile_cases() -> dict[str, CompileCase]:
+    """Every kernel with four taps, all operands, packed segments and bfloat16."""
+    types = {f"{name}_ptr": "*bf16" for name in ("x", "y", "dy", "dx")} | {"segment_ptr": "*i64", "table_ptr": "*i64"}
+    constants = {"W": 4, "SILU": True, "CHUNK": CHUNK, "BLOCK": BLOCK, "PACKED": True, "REVERSE": True}
+    state = {"W": 4, "SLOTS": 4, "BLOCK": BLOCK, "PACKED": True, "REVERSE": True, "GRADIENT": True}
+    cases = {
+        k.__name__: CompileCase(k, constants, types=types) for k in (forward_kernel, activation_kernel, input_kernel)
+    }
+    return cases | {"state_kernel": CompileCase(state_kernel, state, types=types)}

@@ -77,7 +77,7 @@ def gated_rms_norm(
     check_tensor("z", z, tuple(x.shape), "(..., D)", x)
     size = x.shape[-1] if group_size is None else group_size
     check_groups("group_size", size, x.shape[-1], "D")
-    provider = dispatch.provider_for("gated_rms_norm", x)
+    provider = dispatch.provider_for("gated_rms_norm", x, z)
     return torch.ops.seqkit.gated_rms_norm_fwd(x, z, weight, eps, size, norm_before_gate, provider)
 
 

@@ -77,7 +77,7 @@ def selective_scan(
         cu_seqlens,
         delta_softplus,
         reverse,
-        dispatch.provider_for("selective_scan", u_BLD),
+        dispatch.provider_for("selective_scan", u_BLD, delta_BLD, B, C, z),
     )
     return (y, final) if return_final_state else y
 

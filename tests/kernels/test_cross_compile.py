@@ -1,56 +1,96 @@
-"""Every Triton kernel compiles for cards that are not here, and its shared memory fits them."""
+"""Every Triton kernel compiles for cards that are not here, and its shared memory fits them.
+
+Each Triton provider names its kernels and the constants it launches them with in ``compile_cases()``; a kernel that it
+leaves out fails a test here.
+"""
 
 import importlib
 import os
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # of one block, bytes
+from seqkit.errors import ConfigError
+from seqkit.kernels import devices, dispatch
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-NARROW = {"u", "delta", "B", "C", "z", "x", "y", "dy", "du", "ddelta", "dx", "dz"}  # held in bfloat16
-SCAN = {"N": 16, "NP": 16, "BLOCK": 32, "CHUNK": 256, "STEPS": 2, "SOFTPLUS": True, "PACKED": True, "REVERSE": False}
-CONV = {"W": 4, "SILU": True, "CHUNK": 64, "BLOCK": 64, "PACKED": True, "REVERSE": True}
-NORM = {"ROWS": 4, "BLOCK": 1024, "GATE_LAST": False}
-KERNELS = {
-    "selective.forward.summary_kernel": ({**SCAN, "STEPS": 4}, 1),
-    "selective.forward.chain_kernel": (
-        {"N": 16, "BLOCK": 64, "CHUNK": 256, "STEPS": 16, "PACKED": True, "FLIP": True},
-        2,
-    ),
-    "selective.forward.output_kernel": ({**SCAN, "STEPS": 1}, 1),
-    "selective.backward.adjoint_kernel": ({**SCAN, "STEPS": 4}, 1),
-    "selective.backward.gradient_kernel": (SCAN, 1),
-    "conv.triton_provider.forward_kernel": (CONV, 4),
-    "conv.triton_provider.activation_kernel": (CONV, 4),
-    "conv.triton_provider.input_kernel": (CONV, 4),
-    "conv.triton_provider.state_kernel": ({**CONV, "SLOTS": 4, "GRADIENT": True}, 4),
-    "norm.triton_provider.norm_kernel": (NORM, 4),
-    "norm.triton_provider.gradient_kernel": (NORM, 4),
-}
+MODULES = sorted(set(dispatch.PROVIDERS["triton"].values())) if dispatch.triton_installed() and not INTERPRETED else []
+CASES = [(module, name) for module in MODULES for name in importlib.import_module(module).compile_cases()]
+CARDS = list(devices.ROWS)
+COMPILED = pytest.mark.skipif(not CASES, reason="needs Triton, and not its interpreter, which compiles nothing")
 
 
-def type_of(name: str) -> str:
-    if name in ("segment_ptr", "table_ptr"):
-        return "*i64"
-    if name.endswith("_ptr"):
-        return "*bf16" if name.removesuffix("_ptr") in NARROW else "*fp32"
-    return "fp32" if name == "eps" else "i32"
+def type_of(name, types, bfloat16):
+    found = types.get(name, "*fp32" if name.endswith("_ptr") else "i32")
+    return found if bfloat16 else found.replace("bf16", "fp16")
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-@pytest.mark.parametrize("capability", SHARED_MEMORY)
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_compiles_and_fits(kernel, capability):
-    triton = pytest.importorskip("triton")
-    compiler = pytest.importorskip("triton.backends.compiler")
-    constants, warps = KERNELS[kernel]
-    module, name = kernel.rsplit(".", 1)
-    function = getattr(importlib.import_module("seqkit.kernels." + module), name)
-    names = [parameter.name for parameter in function.params]
-    constants = {key: value for key, value in constants.items() if key in names}
-    signature = {n: "constexpr" if n in constants else type_of(n) for n in names}
-    source = triton.compiler.ASTSource(function, signature=signature, constexprs=constants)
-    target = compiler.GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": warps})
-    assert compiled.metadata.shared <= SHARED_MEMORY[capability]
-    assert f".target sm_{capability}" in compiled.asm["ptx"]
+@COMPILED
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: f"sm_{card[0]}{card[1]}")
+@pytest.mark.parametrize(("module", "name"), CASES, ids=lambda part: part.removeprefix("seqkit.kernels."))
+def test_compiles_and_fits(module, name, card):
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    case, row = importlib.import_module(module).compile_cases()[name], devices.ROWS[card]
+    names = [parameter.name for parameter in case.kernel.params]
+    assert case.constants.keys() <= set(names)
+    signature = {n: "constexpr" if n in case.constants else type_of(n, case.types, row.bfloat16) for n in names}
+    source = triton.compiler.ASTSource(case.kernel, signature=signature, constexprs=case.constants)
+    target = GPUTarget("cuda", card[0] * 10 + card[1], 32)
+    compiled = triton.compile(source, target=target, options={"num_warps": case.num_warps})
+    assert compiled.metadata.shared <= row.shared_memory
+    assert f".target sm_{card[0]}{card[1]}" in compiled.asm["ptx"]
+    assert compiled.asm["cubin"]
+
+
+@COMPILED
+@pytest.mark.parametrize("module", MODULES)
+def test_no_kernel_is_left_out(module):
+    """Kernels, unlike the device functions they call, are never called by name inside another."""
+    from triton.runtime import JITFunction
+
+    provider = importlib.import_module(module)
+    package = module.rpartition(".")[0]
+    listed = {case.kernel.__name__ for case in provider.compile_cases().values()}
+    there = set()
+    for part in {case.kernel.__module__ for case in provider.compile_cases().values()} | {module}:
+        assert part.startswith(package)
+        there |= {k for k, v in vars(importlib.import_module(part)).items() if isinstance(v, JITFunction)}
+    assert listed == {name for name in there if name.endswith("_kernel")}
+
+
+@pytest.mark.parametrize(
+    ("version", "row"),
+    [((7, 0), (7, 5)), ((8, 7), (8, 6)), ((9, 0), (9, 0)), ((10, 3), (9, 0)), ((12, 1), (12, 0)), ((13, 0), (12, 0))],
+)
+def test_unlisted_cards_take_the_row_below(version, row):
+    assert devices.row_for(version) is devices.ROWS[row]
+
+
+@pytest.mark.parametrize(("warps", "registers", "programs"), [(1, 255, 8), (4, 64, 8), (8, 32, 6), (32, 255, 1)])
+def test_resident_programs_of_an_8_6(warps, registers, programs):
+    assert devices.row_for((8, 6)).programs_per_multiprocessor(warps, registers) == programs
+
+
+def operand(dtype):
+    return SimpleNamespace(is_cuda=True, dtype=dtype, device=torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize(("version", "provider"), [((7, 5), "reference"), ((8, 0), "triton")])
+@pytest.mark.parametrize("wide_first", [True, False])
+def test_bfloat16_needs_a_card_that_has_it(monkeypatch, version, provider, wide_first):
+    monkeypatch.setattr(devices, "capability", lambda index: version)
+    monkeypatch.setattr(dispatch, "triton_installed", lambda: True)
+    narrow, wide = operand(torch.bfloat16), operand(torch.float32)
+    operands = (wide, None, narrow) if wide_first else (narrow, wide)
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "auto")
+    assert dispatch.provider_for("selective_scan", *operands) == provider
+    assert dispatch.provider_for("selective_scan", wide, operand(torch.float16)) == "triton"
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "triton")
+    if provider == "triton":
+        assert dispatch.provider_for("selective_scan", *operands) == "triton"
+    else:
+        with pytest.raises(ConfigError, match=r"8\.0 or higher for bfloat16.*Use float16 or float32 operands"):
+            dispatch.provider_for("selective_scan", *operands)

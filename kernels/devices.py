@@ -1,0 +1,74 @@
+"""What a launch may count on, by compute capability: one small table instead of tuning at the first call.
+
+Source: CUDA C++ Programming Guide, technical specifications per compute capability. Every row has 65,536 registers per
+multiprocessor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+REGISTERS = 65_536  # of a multiprocessor, 32 bits each
+KIB = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchRow:
+    """One compute capability.
+
+    Attributes:
+        shared_memory: Largest of one program, bytes.
+        warps: Resident on a multiprocessor.
+        programs: Resident on a multiprocessor.
+        bfloat16: Whether there are instructions for it.
+    """
+
+    shared_memory: int
+    warps: int
+    programs: int
+    bfloat16: bool = True
+
+    def programs_per_multiprocessor(self, warps: int, registers: int) -> int:
+        """Programs of so many warps and registers per thread that a multiprocessor holds at once; at least 1."""
+        return max(1, min(self.programs, self.warps // warps, REGISTERS // (registers * 32 * warps)))
+
+
+ROWS = {
+    (7, 5): LaunchRow(shared_memory=64 * KIB, warps=32, programs=16, bfloat16=False),
+    (8, 0): LaunchRow(shared_memory=163 * KIB, warps=64, programs=32),
+    (8, 6): LaunchRow(shared_memory=99 * KIB, warps=48, programs=16),
+    (8, 9): LaunchRow(shared_memory=99 * KIB, warps=48, programs=24),
+    (9, 0): LaunchRow(shared_memory=227 * KIB, warps=64, programs=32),
+    (12, 0): LaunchRow(shared_memory=99 * KIB, warps=48, programs=24),
+}
+
+
+@cache
+def capability(index: int) -> tuple[int, int]:
+    """Compute capability of a GPU."""
+    return torch.cuda.get_device_capability(index)
+
+
+@cache
+def multiprocessors(index: int) -> int:
+    """Multiprocessors of a GPU."""
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def row_for(version: tuple[int, int]) -> LaunchRow:
+    """Row of the newest capability that is not above ``version``; the oldest for what is older than all."""
+    return ROWS[max((known for known in ROWS if known <= version), default=min(ROWS))]
+
+
+def launch_row(x: torch.Tensor) -> LaunchRow:
+    """Row of ``x``'s device; in the interpreter, which has no limits of its own, that of 9.0."""
+    return row_for(capability(x.device.index)) if x.is_cuda else ROWS[9, 0]
+
+
+@torch.compiler.assume_constant_result  # a question to the driver: torch.compile cannot trace it
+def has_bfloat16(index: int) -> bool:
+    """Whether a GPU computes in bfloat16."""
+    return row_for(capability(index)).bfloat16

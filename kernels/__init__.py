@@ -5,17 +5,25 @@ if not __name__.startswith("seqkit."):
 
 from seqkit.kernels.conv.function import causal_conv
 from seqkit.kernels.dispatch import provider_for
+from seqkit.kernels.mamba3.function import mamba3_scan
+from seqkit.kernels.mamba3.state import Mamba3State
+from seqkit.kernels.mamba3.step import mamba3_step
 from seqkit.kernels.norm.function import gated_rms_norm, rms_norm
 from seqkit.kernels.selective.function import selective_scan
+from seqkit.kernels.selective.inner import selective_inner
 from seqkit.kernels.ssd.function import ssd_scan
 from seqkit.kernels.steps import conv_step, selective_step, ssd_step
 
 __all__ = [
+    "Mamba3State",
     "causal_conv",
     "conv_step",
     "gated_rms_norm",
+    "mamba3_scan",
+    "mamba3_step",
     "provider_for",
     "rms_norm",
+    "selective_inner",
     "selective_scan",
     "selective_step",
     "ssd_scan",

@@ -111,6 +111,7 @@ def new_rows(like: torch.Tensor) -> torch.Tensor:
     return like.new_empty((like.shape[0] * like.shape[1] + 1, *like.shape[2:]))
 
 
-def as_batch(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Drop the padding row of (R + 1, ...) and restore (B, L, ...)."""
-    return rows[:-1].view(like.shape)
+def as_batch(rows: torch.Tensor, like: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+    """Drop the padding row of (R + 1, ...) and restore (B, L, ...); copied into a given tensor, if there is one."""
+    batch = rows[:-1].view(like.shape)
+    return batch if into is None else into.copy_(batch)

@@ -161,7 +161,8 @@ def _read_out(ops: Operands, slab: Slab, states: torch.Tensor) -> torch.Tensor:
 class _Gradients:
     """Outputs of the backward pass: token rows with a padding row, and float64 totals of the parameters."""
 
-    def __init__(self, ops: Operands):
+    def __init__(self, ops: Operands, with_y: bool):
+        self.y = new_rows(ops.u_BLD) if with_y else None
         self.u, self.delta = new_rows(ops.u_BLD), new_rows(ops.delta_BLD)
         self.B, self.C = new_rows(ops.B_BLGN), new_rows(ops.C_BLGN)
         self.z = None if ops.z_BLD is None else new_rows(ops.z_BLD)
@@ -171,7 +172,11 @@ class _Gradients:
 
 
 def backward(
-    dy: torch.Tensor, dfinal: torch.Tensor | None, starts_KND: torch.Tensor, *args
+    dy: torch.Tensor,
+    dfinal: torch.Tensor | None,
+    starts_KND: torch.Tensor,
+    *args,
+    into: dict[str, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state (None where the operand is absent).
 
@@ -180,10 +185,12 @@ def backward(
         dfinal: Gradient of the final states (S, D, N), or None.
         starts_KND: Chunk-start states of the forward pass.
         *args: Those of :func:`forward`.
+        into: Tensors to write to, any of "du", "ddelta", "dB", "dC" (B, L, G, N), "dz", and "y", which receives the
+            output of the forward pass again; last dimensions contiguous.
     """
-    ops = make_operands(*args)
+    ops, into = make_operands(*args), into or {}
     B, L, _ = ops.u_BLD.shape
-    grads = _Gradients(ops)
+    grads = _Gradients(ops, with_y="y" in into)
     dentry_SND = torch.zeros_like(torch.cat([ops.entry_SND, ops.A_ND[None]]))  # the extra row is never opened
     if dfinal is not None:
         dentry_SND[:-1] = dfinal.to(ops.dtype).transpose(1, 2)
@@ -194,14 +201,16 @@ def backward(
             start_CND = starts_KND[slab.begin : slab.end]
             carry_ND = _backward_slab(plan, slab, grads, dy, dfinal_SND, dentry_SND, start_CND, carry_ND)
     A, D, z, bias, initial = args[2], args[5], args[6], args[7], args[8]
+    if "y" in into:
+        as_batch(grads.y, ops.u_BLD, into["y"])
     return (
-        as_batch(grads.u, ops.u_BLD),
-        as_batch(grads.delta, ops.delta_BLD),
+        as_batch(grads.u, ops.u_BLD, into.get("du")),
+        as_batch(grads.delta, ops.delta_BLD, into.get("ddelta")),
         grads.A_ND.masked_fill_(ops.A_ND > 0, 0).t().to(A.dtype).contiguous(),
-        as_batch(grads.B, ops.B_BLGN),
-        as_batch(grads.C, ops.C_BLGN),
+        as_batch(grads.B, ops.B_BLGN, into.get("dB")),
+        as_batch(grads.C, ops.C_BLGN, into.get("dC")),
         None if D is None else grads.D_D.to(D.dtype),
-        None if z is None else as_batch(grads.z, ops.z_BLD),
+        None if z is None else as_batch(grads.z, ops.z_BLD, into.get("dz")),
         None if bias is None else grads.bias_D.to(bias.dtype),
         None if initial is None else _to_state(dentry_SND).to(initial.dtype),
     )
@@ -221,12 +230,7 @@ def _backward_slab(
     ops = plan.ops
     decay, states = _decays_and_inputs(slab, plan)
     _run_forward(decay, states, start_CND)
-    dy_TCD = slab.gather(dy).masked_fill_(slab.invalid_TC1, 0)
-    if ops.z_BLD is not None:
-        gate, slope = silu_and_derivative(slab.gather(ops.z_BLD))
-        dz_TCD = _read_out(ops, slab, states).mul_(slope).mul_(dy_TCD)
-        put_rows(grads.z, slab.targets, dz_TCD.flatten(0, 1))
-        dy_TCD = (dy_TCD * gate).masked_fill_(slab.invalid_TC1, 0)
+    dy_TCD = _through_gate(ops, slab, grads, states, slab.gather(dy).masked_fill_(slab.invalid_TC1, 0))
     G = slab.B_TCGN.shape[2]
     adjoint = plan.buffer("adjoint", *states.shape)
     _outer(slab.C_TCGN, dy_TCD, G, adjoint)
@@ -248,6 +252,23 @@ def _backward_slab(
     grads.bias_D += ddelta_TCD.sum((0, 1))
     put_rows(grads.delta, slab.targets, ddelta_TCD.flatten(0, 1))
     return carry_ND
+
+
+def _through_gate(
+    ops: Operands, slab: Slab, grads: _Gradients, states: torch.Tensor, dy_TCD: torch.Tensor
+) -> torch.Tensor:
+    """Gradient before the gate (T, C, D); writes the gate's gradient, and y where it is asked for."""
+    if ops.z_BLD is None and grads.y is None:
+        return dy_TCD
+    y_TCD = _read_out(ops, slab, states)
+    if ops.z_BLD is None:
+        put_rows(grads.y, slab.targets, y_TCD.flatten(0, 1))
+        return dy_TCD
+    gate, slope = silu_and_derivative(slab.gather(ops.z_BLD))
+    if grads.y is not None:
+        put_rows(grads.y, slab.targets, (y_TCD * gate).flatten(0, 1))
+    put_rows(grads.z, slab.targets, y_TCD.mul_(slope).mul_(dy_TCD).flatten(0, 1))
+    return (dy_TCD * gate).masked_fill_(slab.invalid_TC1, 0)
 
 
 def _chain_backward(

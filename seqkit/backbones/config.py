@@ -44,6 +44,8 @@ class BackboneConfig:
         norm_eps: Added to the mean square in every norm.
         residual_in_fp32: Whether the residual stream stays float32 when weights are half precision.
         checkpoint: Whether blocks recompute their activations in the backward pass, for less memory.
+        slab: Positions that a mamba1 block takes at a time, forward and backward, when a sequence is longer; nothing
+            wider than d_model then exists for the whole length. None takes every sequence at once.
     """
 
     d_model: int
@@ -68,11 +70,12 @@ class BackboneConfig:
     norm_eps: float = 1e-5
     residual_in_fp32: bool = True
     checkpoint: bool = False
+    slab: int | None = 131_072
 
     def __post_init__(self) -> None:
         for name in ("d_model", "d_conv", "expand", "headdim", "ngroups", "attention_headdim"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("d_state", "dt_rank"):
+        for name in ("d_state", "dt_rank", "slab"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "at least 1, or none")
         self._require("vocab_size", self.vocab_size >= 0, "at least 0")

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from seqkit.backbones.conv import DepthwiseConv
-from seqkit.backbones.mixer import ProjectedMixer
-from seqkit.backbones.parameters import KeepsFloat32, Linear, time_step_bias
+from seqkit.backbones.mixer import ProjectedMixer, ScanCore
+from seqkit.backbones.parameters import Linear, time_step_bias
 from seqkit.backbones.state import Mamba1State
-from seqkit.kernels import selective_scan, selective_step
+from seqkit.kernels import selective_inner, selective_scan, selective_step
 
 
 class TimeStepProjection(Linear):
@@ -55,7 +55,7 @@ class TimeStepProjection(Linear):
             self.bias.copy_(time_step_bias(self.bias.shape, *self._range))
 
 
-class Mamba1Core(KeepsFloat32):
+class Mamba1Core(ScanCore):
     """Convolution and selective scan of one direction.
 
     Args:
@@ -69,6 +69,7 @@ class Mamba1Core(KeepsFloat32):
         dt_init_floor: No initial time step is smaller.
         dt_scale: Factor on the initial weights of the time step's projection.
         conv_bias: Whether the convolution has a bias.
+        slab: Positions that a pass over a longer sequence takes at a time, for less memory; None takes all.
     """
 
     float32_parameters = ("A_log", "D")
@@ -86,11 +87,13 @@ class Mamba1Core(KeepsFloat32):
         dt_init_floor: float = 1e-4,
         dt_scale: float = 1.0,
         conv_bias: bool = True,
+        slab: int | None = None,
     ):
         super().__init__()
         self.d_model, self.d_state, self.d_inner = d_model, d_state, expand * d_model
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         self.projection_width = 2 * self.d_inner
+        self.slab = slab
         self.conv1d = DepthwiseConv(self.d_inner, d_conv, bias=conv_bias)
         self.x_proj = Linear(self.d_inner, self.dt_rank + 2 * d_state)
         self.dt_proj = TimeStepProjection(
@@ -123,6 +126,9 @@ class Mamba1Core(KeepsFloat32):
         self, uz_BLE: Tensor, state: Mamba1State | None, *, cu_seqlens: Tensor | None, reverse: bool
     ) -> tuple[Tensor, Mamba1State]:
         """Run the core on the input projection (B, L, 2E); returns (B, L, E) and the next state."""
+        if uz_BLE.is_cuda:
+            return self._inner(uz_BLE, state, cu_seqlens=cu_seqlens, reverse=reverse)
+        # One op per part: on a CPU, what they keep for the backward pass is cheaper than computing it again.
         u_BLE, z_BLE = uz_BLE.chunk(2, dim=-1)
         conv, ssm = (None, None) if state is None else (state.conv, state.ssm)
         u_BLE, conv = self.conv1d(u_BLE, conv, cu_seqlens=cu_seqlens, reverse=reverse)
@@ -143,6 +149,62 @@ class Mamba1Core(KeepsFloat32):
             cu_seqlens=cu_seqlens,
         )
         return y_BLE, Mamba1State(conv, ssm)
+
+    def scan_slabs(
+        self,
+        x_BLD: Tensor,
+        in_proj: Linear,
+        out_proj: Linear,
+        state: Mamba1State | None,
+        *,
+        cu_seqlens: Tensor | None,
+        reverse: bool,
+        add_bias: bool = True,
+    ) -> tuple[Tensor, Mamba1State]:
+        """Run projections and core slab by slab: nothing wider than D exists for the whole length.
+
+        Args:
+            x_BLD: Input (B, L, D).
+            in_proj: Projection to 2E channels.
+            out_proj: Projection back to D.
+            state: State behind the token before the first; None for zeros.
+            cu_seqlens: (S + 1,) int32 bounds of packed segments (B = 1).
+            reverse: Scan every segment from its end.
+            add_bias: Whether to add the bias of ``out_proj``.
+
+        Returns:
+            y (B, L, D) and the next state.
+        """
+        return self._inner(
+            x_BLD,
+            state,
+            cu_seqlens=cu_seqlens,
+            reverse=reverse,
+            in_weight=in_proj.weight,
+            in_bias=in_proj.bias,
+            out_weight=out_proj.weight,
+            out_bias=out_proj.bias if add_bias else None,
+            slab=self.slab,
+            dtype=in_proj.compute_dtype(),
+        )
+
+    def _inner(self, x: Tensor, state: Mamba1State | None, **options) -> tuple[Tensor, Mamba1State]:
+        """The same as :meth:`scan` in one op, which keeps next to nothing for the backward pass."""
+        conv, ssm = (None, None) if state is None else (state.conv, state.ssm)
+        y, conv, ssm = selective_inner(
+            x,
+            conv_weight=self.conv1d.weight[:, 0],
+            conv_bias=self.conv1d.bias,
+            x_weight=self.x_proj.weight,
+            dt_weight=self.dt_proj.weight,
+            dt_bias=self.dt_proj.bias,
+            A=-self.A_log.exp(),
+            D=self.D,
+            conv_state=conv,
+            ssm_state=ssm,
+            **options,
+        )
+        return y, Mamba1State(conv, ssm)
 
     def scan_step(self, uz_BE: Tensor, state: Mamba1State) -> tuple[Tensor, Mamba1State]:
         """Advance the core by one token per sequence."""
@@ -177,7 +239,7 @@ class Mamba1(ProjectedMixer, Mamba1Core):
         d_model: Width D.
         bias: Whether the input and output projections have biases.
         options: Keyword arguments of :class:`Mamba1Core`: ``d_state``, ``d_conv``, ``expand``, ``dt_rank``,
-            ``dt_min``, ``dt_max``, ``dt_init_floor``, ``dt_scale``, ``conv_bias``.
+            ``dt_min``, ``dt_max``, ``dt_init_floor``, ``dt_scale``, ``conv_bias``, ``slab``.
     """
 
     Core = Mamba1Core

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from seqkit.backbones.conv import DepthwiseConv
-from seqkit.backbones.mixer import ProjectedMixer
+from seqkit.backbones.mixer import ProjectedMixer, ScanCore
 from seqkit.backbones.norm import GatedRMSNorm
-from seqkit.backbones.parameters import KeepsFloat32, Linear, time_step_bias
+from seqkit.backbones.parameters import Linear, time_step_bias
 from seqkit.backbones.state import Mamba2State
 from seqkit.errors import ConfigError
 from seqkit.kernels import ssd_scan, ssd_step
 
 
-class Mamba2Core(KeepsFloat32):
+class Mamba2Core(ScanCore):
     """Convolution, scan and gated norm of one direction.
 
     Args:

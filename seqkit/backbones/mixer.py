@@ -12,6 +12,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from seqkit.backbones.parameters import KeepsFloat32
+
+
+class ScanCore(KeepsFloat32):
+    """What belongs to one direction of a scan mixer.
+
+    Attributes:
+        slab: Positions that a pass over a longer sequence takes at a time, projections included; None takes all.
+    """
+
+    slab: int | None = None
+
+    def takes_slabs(self, x_BLD: Tensor) -> bool:
+        """Whether this input is long enough for :meth:`scan_slabs`."""
+        return self.slab is not None and x_BLD.shape[1] > self.slab
+
 
 class ProjectedMixer(nn.Module):
     """A core between ``in_proj`` and ``out_proj``, which the subclass makes."""
@@ -38,6 +54,8 @@ class ProjectedMixer(nn.Module):
         Returns:
             y (B, L, D) and the state behind the last token in scan order.
         """
+        if self.takes_slabs(x_BLD):
+            return self.scan_slabs(x_BLD, self.in_proj, self.out_proj, state, cu_seqlens=cu_seqlens, reverse=reverse)
         y_BLE, state = self.scan(self.in_proj(x_BLD), state, cu_seqlens=cu_seqlens, reverse=reverse)
         return self.out_proj(y_BLE), state
 

@@ -86,6 +86,13 @@ class Linear(KeepsFloat32, nn.Linear):
         """The same map short of its bias, for callers that add it later and in float32."""
         return self._project(x, None)
 
+    def compute_dtype(self) -> torch.dtype:
+        """What the map computes in: its weight's dtype, or autocast's, which leaves float64 alone."""
+        device, dtype = self.weight.device.type, self.weight.dtype
+        if torch.is_autocast_enabled(device) and dtype != torch.float64:
+            return torch.get_autocast_dtype(device)
+        return dtype
+
     def _project(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             return F.linear(x, self.weight, bias)

@@ -41,7 +41,7 @@ def build_mixer(name: str, config: BackboneConfig) -> nn.Module:
     options["dt_init_floor"] = min(1e-4, config.dt_min)
     if name == "mamba1":
         kind = Mamba1
-        options |= {"d_state": config.d_state or 16, "dt_rank": config.dt_rank or "auto"}
+        options |= {"d_state": config.d_state or 16, "dt_rank": config.dt_rank or "auto", "slab": config.slab}
     else:
         kind = Mamba2
         options |= {"d_state": config.d_state or 64, "headdim": config.headdim, "ngroups": config.ngroups}

@@ -89,6 +89,51 @@ def test_recomputing_activations_changes_nothing(layout):
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.parametrize("settings", [{}, {"bidirectional": True}, {"rc_equivariant": True}])
+@pytest.mark.parametrize("packed", [False, True])
+def test_slabs_change_nothing(settings, packed):
+    ids, results = tokens(23, batch=1), []
+    bounds = torch.tensor([0, 3, 3, 23], dtype=torch.int32) if packed else None
+    plain = make("mamba1*2", slab=None, **settings)
+    for slab in (None, 7):
+        model = make("mamba1*2", slab=slab, **settings).double()
+        model.load_state_dict(plain.state_dict())
+        hidden, state = model(ids, cu_seqlens=bounds)
+        hidden.square().sum().backward()
+        results.append([hidden, *tree_leaves(state), *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-11)
+
+
+def test_slabs_keep_nothing_of_the_inner_width():
+    """What autograd keeps for the whole length is as wide as the model: 16, not the 32 inner channels."""
+    widths = {}
+    for slab in (None, 10):
+        model, longest = make("mamba1", slab=slab), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, seen=longest: seen.append(x) or x, lambda x: x):
+            model(tokens(60, batch=1))
+        widths[slab] = max(x.shape[-1] for x in longest if x.ndim == 3 and x.shape[1] == 60)
+    assert widths == {None: 32, 10: 16}
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_deep_model_trains_in_slabs(checkpoint):
+    torch.manual_seed(0)
+    model = make("mamba1*8", slab=16, checkpoint=checkpoint, dropout=0.1)
+    ids = tokens(50)
+    wanted = torch.nn.functional.one_hot(ids.roll(2, 1) - 7, 16).float()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(12):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden, _ = model(ids)
+        losses.append(torch.nn.functional.mse_loss(hidden.float()[:, 2:], wanted[:, 2:]))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+    assert losses[-1] < 0.6 * losses[0]
+
+
 def test_dropout_only_in_training():
     model, ids = make(dropout=0.5), tokens(9)
     assert not torch.equal(model(ids)[0], model(ids)[0])
@@ -138,7 +183,9 @@ def test_long_context_setting_reaches_the_time_steps():
     assert dt.max() < 1.01e-4
 
 
-@pytest.mark.parametrize("settings", [{"checkpoint": True}, {"bidirectional": True, "rc_equivariant": True}])
+@pytest.mark.parametrize(
+    "settings", [{"checkpoint": True}, {"checkpoint": True, "slab": 4}, {"bidirectional": True, "rc_equivariant": True}]
+)
 def test_compiles_as_one_graph(settings):
     model, ids = make("mamba1 mamba2 attention", **settings), tokens(9)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

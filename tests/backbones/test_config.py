@@ -51,6 +51,7 @@ def test_missing_key_is_named():
         ("dt_min", 0.5),
         ("attention_headdim", 24),
         ("d_state", 0),
+        ("slab", 0),
         ("complement", (1, 2, 0)),
         ("channel_complement", (0,)),
     ],

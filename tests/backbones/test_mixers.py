@@ -11,11 +11,13 @@ WIDTH = 12
 CAUSAL = {
     "mamba1": lambda: Mamba1(WIDTH, d_state=5),
     "mamba1-biased": lambda: Mamba1(WIDTH, d_state=3, d_conv=1, bias=True, conv_bias=False),
+    "mamba1-slabs": lambda: Mamba1(WIDTH, d_state=5, bias=True, slab=4),
     "mamba2": lambda: Mamba2(WIDTH, d_state=5, headdim=6, ngroups=2),
     "attention": lambda: Attention(WIDTH, headdim=4),
 }
 BOTH_SIDES = {
     "bidirectional-mamba1": lambda: Bidirectional(Mamba1, WIDTH, d_state=5),
+    "bidirectional-mamba1-slabs": lambda: Bidirectional(Mamba1, WIDTH, d_state=5, bias=True, slab=4),
     "bidirectional-mamba2": lambda: Bidirectional(Mamba2, WIDTH, d_state=5, headdim=6),
     "attention-both-sides": lambda: Attention(WIDTH, headdim=4, causal=False, bias=True),
 }

@@ -23,12 +23,18 @@ PROVIDERS: dict[str, dict[str, str]] = {
         "causal_conv": "seqkit.kernels.conv.reference",
         "rms_norm": "seqkit.kernels.norm.reference",
         "gated_rms_norm": "seqkit.kernels.norm.reference",
+        "selective_step": "seqkit.kernels.steps.reference",
+        "ssd_step": "seqkit.kernels.steps.reference",
+        "conv_step": "seqkit.kernels.steps.reference",
     },
     "triton": {
         "selective_scan": "seqkit.kernels.selective.triton_provider",
         "causal_conv": "seqkit.kernels.conv.triton_provider",
         "rms_norm": "seqkit.kernels.norm.triton_provider",
         "gated_rms_norm": "seqkit.kernels.norm.triton_provider",
+        "selective_step": "seqkit.kernels.steps.triton_provider",
+        "ssd_step": "seqkit.kernels.steps.triton_provider",
+        "conv_step": "seqkit.kernels.steps.triton_provider",
     },
 }
 

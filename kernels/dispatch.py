@@ -20,6 +20,7 @@ PROVIDERS: dict[str, dict[str, str]] = {
     "reference": {
         "selective_scan": "seqkit.kernels.selective.reference",
         "ssd_scan": "seqkit.kernels.ssd.reference",
+        "mamba3_scan": "seqkit.kernels.mamba3.reference",
         "causal_conv": "seqkit.kernels.conv.reference",
         "rms_norm": "seqkit.kernels.norm.reference",
         "gated_rms_norm": "seqkit.kernels.norm.reference",

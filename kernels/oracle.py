@@ -2,11 +2,13 @@
 
 They share no code with any provider and are the only place with a loop over L. Gradients come from autograd.
 
-Legend: B batch, L length, S segments, D channels, N states, G groups, H heads, P head channels, W taps.
+Legend: B batch, L length, S segments, D channels, N states, G groups, H heads, P head channels, W taps, M rotated
+pairs, R rank.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -24,8 +26,8 @@ def _gated(y: Tensor, z: Tensor | None) -> Tensor:
 
 
 def _by_segment(
-    tensors: Tensors, time: tuple[str, ...], settings: dict, segment: Callable[[Tensors], tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
+    tensors: Tensors, time: tuple[str, ...], settings: dict, segment: Callable[[Tensors], tuple]
+) -> tuple[Tensor, ...]:
     """Run ``segment`` on every sequence by itself, (1, L, ...) at a time, in scan order."""
     cu_seqlens = settings.get("cu_seqlens")
     first = tensors[time[0]]
@@ -42,12 +44,15 @@ def _by_segment(
             if name in tensors:
                 piece = tensors[name][b, begin:end]
                 part[name] = piece.flip(0) if settings.get("reverse") else piece
-        if "initial_state" in tensors:
-            part["initial_state"] = tensors["initial_state"][s]
+        for name in tensors:
+            if name.startswith("initial_state"):
+                part[name] = tensors[name][s]
         y, final = segment(part)
         rows[b].append(y.flip(0) if settings.get("reverse") else y)
         finals.append(final)
     y = torch.stack([torch.cat(pieces) for pieces in rows]) if rows else first.new_zeros(first.shape)
+    if finals and isinstance(finals[0], tuple):
+        return y, *(torch.stack(each) for each in zip(*finals, strict=True))
     return y, torch.stack(finals) if finals else first.new_zeros(0)
 
 
@@ -94,6 +99,59 @@ def ssd_scan(tensors: Tensors, settings: dict) -> tuple[Tensor, Tensor]:
     return _by_segment(tensors, ("x", "dt", "B", "C", "z"), settings, segment)
 
 
+def _rotated(x: Tensor, theta: Tensor, pairing: str) -> Tensor:
+    """States (R, H, N) turned by (H, M) angles, pair by pair."""
+    out = list(x.unbind(-1))
+    for m in range(theta.shape[-1]):
+        i, j = (2 * m, 2 * m + 1) if pairing == "adjacent" else (m, m + x.shape[-1] // 2)
+        cos, sin = theta[:, m].cos(), theta[:, m].sin()
+        out[i], out[j] = x[..., i] * cos - x[..., j] * sin, x[..., i] * sin + x[..., j] * cos
+    return torch.stack(out, -1)
+
+
+def mamba3_scan(tensors: Tensors, settings: dict) -> tuple[Tensor, ...]:
+    """(y, final theta in [-pi, pi), ssm, k, v) of the Mamba-3 recurrence."""
+    pairing, floor = settings.get("pairing", "adjacent"), settings.get("A_floor", 1e-4)
+    ranked = "mimo_x" in tensors
+
+    def segment(t: Tensors) -> tuple[Tensor, tuple[Tensor, ...]]:
+        (L, H, P), N, M = t["x"].shape, t["B"].shape[-1], t["angles"].shape[-1]
+        R = t["B"].shape[1] if ranked else 1
+        ones = t["x"].new_ones(H, R, P)
+        mimo_x, mimo_z, mimo_o = (t.get(name, ones) for name in ("mimo_x", "mimo_z", "mimo_o"))
+        A, delta = t["A"], _softplus(t["dt"] + t.get("dt_bias", 0.0))
+        f = _softplus(A) if settings.get("decay") == "softplus" else torch.where(A < 0, 1 / (1 + A.abs()), 1 + A)
+        alpha, share = torch.exp(-delta * f.clamp(min=floor)), 1 / (1 + torch.exp(-t["trap"]))
+        theta, h, k_before, x_before = (
+            t.get("initial_state." + name, A.new_zeros(shape))
+            for name, shape in (("theta", (H, M)), ("ssm", (H, P, N)), ("k", (R, H, N)), ("v", (H, P)))
+        )
+        skip = t["D"].reshape(H, 1, -1) if "D" in t else A.new_zeros(H, 1, 1)
+        ys = [t["x"].new_zeros((0, R, H, P) if ranked and "mimo_o" not in t else (0, H, P))]
+        for i in range(L):
+            theta = theta + delta[i, :, None] * math.pi * torch.tanh(t["angles"][i])
+            keys = []
+            for name in ("B", "C"):
+                heads = t[name][i].reshape(R, -1, N).repeat_interleave(H // t[name].shape[-2], 1)
+                bias = t.get(name + "_bias", A.new_zeros(H, R, N)).reshape(H, R, N)
+                keys.append(_rotated(heads + bias.transpose(0, 1), theta, pairing))
+            k, q = keys
+            before = torch.einsum("hrp,rhn->hpn", x_before[:, None] * mimo_x, k_before)
+            v = t["x"][i][:, None] * mimo_x
+            h = alpha[i, :, None, None] * (h + ((1 - share[i]) * delta[i])[:, None, None] * before)
+            h = h + (share[i] * delta[i])[:, None, None] * torch.einsum("hrp,rhn->hpn", v, k)
+            y = torch.einsum("hpn,rhn->hrp", h, q) + skip * v
+            if ranked and "mimo_o" not in t:
+                ys.append(y.transpose(0, 1)[None])
+            else:
+                ys.append((mimo_o * _gated(y, t["z"][i][:, None] * mimo_z if "z" in t else None)).sum(1)[None])
+            k_before, x_before = k, t["x"][i]
+        theta = torch.remainder(theta + math.pi, 2 * math.pi) - math.pi
+        return torch.cat(ys), (theta, h, k_before, x_before)
+
+    return _by_segment(tensors, ("x", "dt", "A", "trap", "B", "C", "angles", "z"), settings, segment)
+
+
 def causal_conv(tensors: Tensors, settings: dict) -> tuple[Tensor, Tensor]:
     """(y, final state) of the depthwise causal convolution."""
 
@@ -136,6 +194,7 @@ def gated_rms_norm(tensors: Tensors, settings: dict) -> tuple[Tensor, ...]:
 ORACLES = {
     "selective_scan": selective_scan,
     "ssd_scan": ssd_scan,
+    "mamba3_scan": mamba3_scan,
     "causal_conv": causal_conv,
     "rms_norm": rms_norm,
     "gated_rms_norm": gated_rms_norm,

@@ -1,6 +1,7 @@
 """What tests and benchmarks of ops share: seeded problems, tolerances, comparison with the float64 oracle.
 
-Legend: B batch, L length, S segments, D channels, N states, G groups, H heads, P head channels, W taps.
+Legend: B batch, L length, S segments, D channels, N states, G groups, H heads, P head channels, W taps, M rotated
+pairs, R rank.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from seqkit import kernels
 from seqkit.kernels.oracle import ORACLES
@@ -23,17 +25,19 @@ TOLERANCE_TINY_DELTA = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16
 POSITIONAL = {
     "selective_scan": ("u", "delta", "A", "B", "C"),
     "ssd_scan": ("x", "dt", "A", "B", "C"),
+    "mamba3_scan": ("x", "dt", "A", "trap", "B", "C", "angles"),
     "causal_conv": ("x", "weight"),
     "rms_norm": ("x", "weight"),
     "gated_rms_norm": ("x", "z", "weight"),
 }
-SCANS = ("selective_scan", "ssd_scan", "causal_conv")
+SCANS = ("selective_scan", "ssd_scan", "causal_conv")  # their state is one tensor
+STATEFUL = (*SCANS, "mamba3_scan")
 PARAMETERS = ("A", "D", "weight", "bias", "delta_bias", "dt_bias", "initial_state", "residual")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One call of an op: operands by name, settings by keyword."""
+    """One call of an op: operands by name, settings by keyword; ``initial_state.k`` is a field of the state."""
 
     op: str
     tensors: dict[str, Tensor]
@@ -43,9 +47,12 @@ class Problem:
         """Call the public function; scans also return their final state."""
         names = POSITIONAL[self.op]
         optional = {name: x for name, x in self.tensors.items() if name not in names}
-        settings = dict(self.settings, return_final_state=True) if self.op in SCANS else self.settings
+        fields = {name: optional.pop(name) for name in list(optional) if "." in name}
+        if fields:
+            optional["initial_state"] = kernels.Mamba3State(*fields.values())
+        settings = dict(self.settings, return_final_state=True) if self.op in STATEFUL else self.settings
         out = getattr(kernels, self.op)(*(self.tensors[name] for name in names), **optional, **settings)
-        return out if isinstance(out, tuple) else (out,)
+        return tuple(tree_leaves(out))
 
     def oracle(self) -> tuple[Tensor, ...]:
         """The same in float64 on the CPU, from the operands as they are (already rounded)."""
@@ -111,11 +118,13 @@ def check(problem: Problem, tolerance: float) -> None:
     ours, exact = problem.leaves(), problem.leaves()
     exact = replace(exact, tensors={k: v.detach().double().cpu().requires_grad_() for k, v in exact.tensors.items()})
     got, want = ours.run(), exact.oracle()
-    for label, a, b in zip(("y", "state"), got, want, strict=False):
+    labels = ("y", "theta", "ssm", "k", "v") if problem.op == "mamba3_scan" else ("y", "state")
+    for label, a, b in zip(labels, got, want, strict=False):
         assert_close(f"{problem.op} {label}", a, b, tolerance)
     first = next(iter(problem.tensors.values()))
     wide = torch.float64 if first.dtype == torch.float64 else torch.float32
-    if [x.dtype for x in got] != [first.dtype, wide][: len(got)]:
+    dtypes = [first.dtype, *(torch.float64 if label == "theta" else wide for label in labels[1:])]
+    if [x.dtype for x in got] != dtypes[: len(got)]:
         raise AssertionError(f"{problem.op}: dtypes {[x.dtype for x in got]} for operands in {first.dtype}")
     got_grads, want_grads = gradients(got, ours.tensors), gradients(want, exact.tensors)
     for name, grad in got_grads.items():
@@ -158,6 +167,7 @@ def make_problem(
     delta: tuple[float, float] = (1e-3, 0.5),
     segments: list[int] | None = None,
     seed: int = 0,
+    rank: int | None = None,
 ) -> Problem:
     """A problem with every optional operand, odd sizes (D = 6 in groups, else 5; N = 3; H = 4 or 3; P = 5).
 
@@ -171,6 +181,7 @@ def make_problem(
         delta: Range of the step sizes, log-uniform.
         segments: Boundaries of packed sequences.
         seed: Of the random numbers.
+        rank: R of a multi-input, multi-output mamba3_scan; None for the plain one.
     """
     make = Maker(dtype, device, seed)
     batch = batch if segments is None else 1
@@ -204,6 +215,8 @@ def make_problem(
             "dt_bias": make.uniform(0.01, 0.1, H, wide=True),
             "initial_state": make.parameter(count, H, P, N),
         }
+    elif op == "mamba3_scan":
+        tensors = _mamba3_operands(make, tokens, count, groups, delta, rank)
     elif op == "causal_conv":
         D, W = 5, 4
         tensors = {
@@ -221,6 +234,37 @@ def make_problem(
     else:
         tensors = {"x": make.activation(*tokens, 6), "z": make.activation(*tokens, 6), "weight": make.parameter(6)}
     return Problem(op, tensors, settings)
+
+
+def _mamba3_operands(
+    make: Maker, tokens: tuple[int, int], count: int, groups: int, delta: tuple[float, float], rank: int | None
+) -> dict[str, Tensor]:
+    """Operands of a Mamba-3 scan; ``delta`` holds before the softplus undone here, the bias aside."""
+    H, P, N, M = (4 if groups > 1 else 3), 5, 7, 3
+    ranks = () if rank is None else (rank,)
+    dt = make.uniform(*delta, *tokens, H)
+    tensors = {
+        "x": make.activation(*tokens, H, P),
+        "dt": (dt.double() + torch.log(-torch.expm1(-dt.double()))).to(dt.dtype),
+        "A": make.activation(*tokens, H),
+        "trap": make.activation(*tokens, H),
+        "B": make.activation(*tokens, *ranks, groups, N),
+        "C": make.activation(*tokens, *ranks, groups, N),
+        "angles": make.activation(*tokens, M),
+        "B_bias": make.parameter(H, *ranks, N),
+        "C_bias": make.parameter(H, *ranks, N),
+        "dt_bias": make.uniform(0.01, 0.1, H, wide=True),
+        "D": make.parameter(H, P),
+        "z": make.activation(*tokens, H, P),
+    }
+    if rank is not None:
+        tensors |= {name: make.parameter(H, rank, P) for name in ("mimo_x", "mimo_z", "mimo_o")}
+    return tensors | {
+        "initial_state.theta": make.uniform(-3.0, 3.0, count, H, M, wide=True).double(),
+        "initial_state.ssm": make.parameter(count, H, P, N),
+        "initial_state.k": make.parameter(count, rank or 1, H, N),
+        "initial_state.v": make.parameter(count, H, P),
+    }
 
 
 @contextmanager

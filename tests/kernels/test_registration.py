@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from seqkit import kernels
-from seqkit.kernels.testing import POSITIONAL, SCANS, assert_close, error_ratio, gradients, make_problem
+from seqkit.kernels.testing import POSITIONAL, STATEFUL, Problem, assert_close, error_ratio, gradients, make_problem
 
 OPS = tuple(POSITIONAL)
 
@@ -23,6 +23,13 @@ def raw_arguments(problem, provider):
         optional = [t.get(k) for k in ("D", "z", "dt_bias", "initial_state")]
         operands = [t[k] for k in ("x", "dt", "A", "B", "C")]
         return (*operands, *optional, cu, True, 0.0, 1.0, False, 16, provider)
+    if problem.op == "mamba3_scan":
+        rank_at = {"B": 2, "C": 2, "B_bias": 1, "C_bias": 1}
+        t = {k: v.unsqueeze(rank_at[k]) if k in rank_at else v for k, v in t.items()}
+        ranks = (None, None, None)
+        operands = [x for k, x in t.items() if not k.startswith("initial_state")]
+        state = [x for k, x in t.items() if k.startswith("initial_state")]
+        return (*operands, *ranks, *state, cu, False, "heavy-tail", "halves", 1e-4, 16, provider)
     if problem.op == "causal_conv":
         return (t["x"], t["weight"], t.get("bias"), t.get("initial_state"), cu, "silu", False, provider)
     if problem.op == "rms_norm":
@@ -33,38 +40,34 @@ def raw_arguments(problem, provider):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("packed", [False, True])
 def test_opcheck_forward(provider, device, op, packed):
-    if packed and op not in SCANS:
+    if packed and op not in STATEFUL:
         pytest.skip("norms know no segments")
     problem = make_problem(op, length=20, segments=[0, 3, 3, 20] if packed else None, device=device).leaves()
     torch.library.opcheck(getattr(torch.ops.seqkit, op + "_fwd").default, raw_arguments(problem, provider))
 
 
-@pytest.mark.parametrize("op", SCANS)
+@pytest.mark.parametrize("op", STATEFUL)
 def test_opcheck_backward(provider, device, op):
     problem = make_problem(op, length=20, device=device)
     arguments = raw_arguments(problem, provider)
     out = getattr(torch.ops.seqkit, op + "_fwd")(*arguments)
-    kept = out[2:]
+    outputs = 5 if op == "mamba3_scan" else 2
     torch.library.opcheck(
         getattr(torch.ops.seqkit, op + "_bwd").default,
-        (torch.randn_like(out[0]), torch.randn_like(out[1]), *kept, *arguments),
+        (*map(torch.randn_like, out[:outputs]), *out[outputs:], *arguments),
     )
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_compiles_without_graph_breaks(provider, device, op):
     problem = make_problem(op, length=37, device=device).leaves()
-    optional = {k: v for k, v in problem.tensors.items() if k not in POSITIONAL[op]}
-    required = [problem.tensors[k] for k in POSITIONAL[op]]
-    extra = {"return_final_state": True} if op in SCANS else {}
 
-    def call(required, optional):
-        out = getattr(kernels, op)(*required, **optional, **extra)
-        return out if isinstance(out, tuple) else (out,)
+    def call(tensors):
+        return Problem(op, tensors).run()
 
     torch._dynamo.reset()
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    got, want = compiled(required, optional), call(required, optional)
+    got, want = compiled(problem.tensors), call(problem.tensors)
     for a, b in zip(got, want, strict=True):
         assert torch.equal(a, b)
     got, want = gradients(got, problem.tensors), gradients(want, problem.tensors)
@@ -72,7 +75,7 @@ def test_compiles_without_graph_breaks(provider, device, op):
         assert_close(name, got[name], want[name].double(), 1e-6)
 
 
-@pytest.mark.parametrize("op", SCANS)
+@pytest.mark.parametrize("op", STATEFUL)
 def test_compiled_once_for_many_lengths(provider, device, op):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")

@@ -10,6 +10,7 @@ from seqkit.backbones.layout import parse_layout
 from seqkit.backbones.load import adapt_upstream_keys, load_backbone, load_weights, save_backbone
 from seqkit.backbones.mamba1 import Mamba1
 from seqkit.backbones.mamba2 import Mamba2
+from seqkit.backbones.mamba3 import Mamba3
 from seqkit.backbones.norm import RMSNorm
 from seqkit.backbones.parameters import parameter_groups
 from seqkit.backbones.stack import Stack
@@ -18,6 +19,7 @@ from seqkit.backbones.state import (
     BidirectionalState,
     Mamba1State,
     Mamba2State,
+    Mamba3State,
     StackState,
     StrandState,
 )
@@ -34,6 +36,8 @@ __all__ = [
     "Mamba1State",
     "Mamba2",
     "Mamba2State",
+    "Mamba3",
+    "Mamba3State",
     "PooledHead",
     "PositionHead",
     "RMSNorm",

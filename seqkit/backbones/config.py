@@ -13,6 +13,9 @@ from seqkit.errors import ConfigError
 DNA_COMPLEMENT = (*range(7), 10, 9, 8, 7, 11, 13, 12, 14, 15, 17, 16, 21, 20, 19, 18, 22, 23)
 """Complement of each DNA token id; special tokens, the gap and the unused id 23 are their own."""
 
+PAIRINGS = ("adjacent", "halves", None)
+DECAY_FORMS = ("heavy-tail", "softplus")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
@@ -20,7 +23,7 @@ class BackboneConfig:
 
     Attributes:
         d_model: Width of the hidden states, per strand when ``rc_equivariant``.
-        layout: Blocks from first to last: mamba1, mamba2, attention, with counts and groups, for example
+        layout: Blocks from first to last: mamba1, mamba2, mamba3, attention, with counts and groups, for example
             "mamba2*4" or "(mamba2*7 attention)*2".
         vocab_size: Rows of the token embedding; 24 holds the 23 DNA ids; 0 for numeric input only.
         n_channels: Float input channels per position, added to the embedding; 0 for none.
@@ -30,15 +33,21 @@ class BackboneConfig:
         channel_complement: Where each float channel goes when the strand changes, as a permutation that undoes
             itself; None leaves every channel in place.
         dropout: Probability of dropping an element of a block's output.
-        d_state: State size per channel (mamba1) or head (mamba2); None means 16 for mamba1 and 64 for mamba2.
-        d_conv: Taps of the convolution before a scan.
+        d_state: State size per channel (mamba1) or head (mamba2, mamba3); None means 16 for mamba1 and 64 for others.
+        d_conv: Taps of the convolution before a scan; mamba3 has none.
         expand: Inner width of a Mamba block over d_model.
-        headdim: Head size of mamba2; divides expand * d_model.
-        ngroups: Groups of mamba2 heads that share B and C.
+        headdim: Head size of mamba2 and mamba3; divides expand * d_model.
+        ngroups: Groups of mamba2 or mamba3 heads that share B and C.
         dt_rank: Rank of mamba1's time step; None means ceil(d_model / 16).
         dt_min: Smallest initial time step; a channel forgets over about 1 / dt positions, so long contexts want
             about 1 / length.
         dt_max: Largest initial time step.
+        mimo_rank: Rank of mamba3's multi-input, multi-output form; None for the plain one.
+        rope_fraction: Share of mamba3's states that rotate, in (0, 1].
+        rotary_pairing: Which of mamba3's states rotate together: "adjacent" or "halves"; None means adjacent without
+            a rank and halves with one.
+        decay_form: Form of mamba3's decay rate: "heavy-tail" or "softplus".
+        outproj_norm: Whether mamba3 normalises every head before the gate.
         attention_headdim: Head size of attention; even, divides d_model.
         rope_base: Base of the rotary wavelengths of attention.
         norm_eps: Added to the mean square in every norm.
@@ -65,6 +74,11 @@ class BackboneConfig:
     dt_rank: int | None = None
     dt_min: float = 1e-3
     dt_max: float = 0.1
+    mimo_rank: int | None = None
+    rope_fraction: float = 0.5
+    rotary_pairing: str | None = None
+    decay_form: str = "heavy-tail"
+    outproj_norm: bool = False
     attention_headdim: int = 64
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
@@ -75,7 +89,7 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         for name in ("d_model", "d_conv", "expand", "headdim", "ngroups", "attention_headdim"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("d_state", "dt_rank", "slab"):
+        for name in ("d_state", "dt_rank", "mimo_rank", "slab"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "at least 1, or none")
         self._require("vocab_size", self.vocab_size >= 0, "at least 0")
@@ -83,6 +97,9 @@ class BackboneConfig:
         self._require("n_channels", self.vocab_size + self.n_channels > 0, "some input: tokens or channels")
         self._require("dropout", 0 <= self.dropout < 1, "in [0, 1)")
         self._require("dt_min", 0 < self.dt_min <= self.dt_max, f"in (0, dt_max={self.dt_max}]")
+        self._require("rope_fraction", 0 < self.rope_fraction <= 1, "in (0, 1]")
+        self._require("rotary_pairing", self.rotary_pairing in PAIRINGS, "adjacent, halves, or none")
+        self._require("decay_form", self.decay_form in DECAY_FORMS, "one of " + ", ".join(DECAY_FORMS))
         self._check_blocks(parse_layout(self.layout))
         self._check_involution("complement", self.vocab_size)
         self._check_involution("channel_complement", self.n_channels)
@@ -133,7 +150,7 @@ class BackboneConfig:
             raise ConfigError(name, expected=expected, got=str(getattr(self, name)))
 
     def _check_blocks(self, blocks: tuple[str, ...]) -> None:
-        if "mamba2" in blocks:
+        if "mamba2" in blocks or "mamba3" in blocks:
             inner = self.expand * self.d_model
             self._require("headdim", inner % self.headdim == 0, f"a divisor of expand * d_model = {inner}")
             heads = inner // self.headdim

@@ -67,17 +67,20 @@ class ResidualNorm(RMSNorm):
 class GatedRMSNorm(KeepsFloat32):
     """RMSNorm of ``x * silu(z)`` over groups of channels, as the original Mamba-2 block has it.
 
+    With ``norm_before_gate`` x is normalised alone, as in Mamba-3.
+
     Args:
         d_inner: Width D.
         group_size: Channels per group; divides ``d_inner``.
         eps: Added to the mean square.
+        norm_before_gate: Gate after the norm instead of before.
     """
 
     float32_parameters = ("weight",)
 
-    def __init__(self, d_inner: int, *, group_size: int, eps: float = 1e-5):
+    def __init__(self, d_inner: int, *, group_size: int, eps: float = 1e-5, norm_before_gate: bool = False):
         super().__init__()
-        self.group_size, self.eps = group_size, eps
+        self.group_size, self.eps, self.norm_before_gate = group_size, eps, norm_before_gate
         self.weight = nn.Parameter(torch.ones(d_inner, dtype=torch.float32))
         self.mark_parameters()
 
@@ -87,4 +90,5 @@ class GatedRMSNorm(KeepsFloat32):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Gate and normalise (..., D)."""
-        return gated_rms_norm(x, z, self.weight, eps=self.eps, group_size=self.group_size, norm_before_gate=False)
+        order = self.norm_before_gate
+        return gated_rms_norm(x, z, self.weight, eps=self.eps, group_size=self.group_size, norm_before_gate=order)

@@ -16,6 +16,7 @@ from seqkit.backbones.bidirectional import Bidirectional
 from seqkit.backbones.config import BackboneConfig
 from seqkit.backbones.mamba1 import Mamba1
 from seqkit.backbones.mamba2 import Mamba2
+from seqkit.backbones.mamba3 import Mamba3
 from seqkit.backbones.norm import ResidualNorm
 from seqkit.backbones.state import StackState
 
@@ -24,7 +25,7 @@ def build_mixer(name: str, config: BackboneConfig) -> nn.Module:
     """Make one mixer.
 
     Args:
-        name: ``mamba1``, ``mamba2`` or ``attention``.
+        name: ``mamba1``, ``mamba2``, ``mamba3`` or ``attention``.
         config: Settings; those of other mixers are not read.
 
     Returns:
@@ -37,15 +38,20 @@ def build_mixer(name: str, config: BackboneConfig) -> nn.Module:
             causal=not config.bidirectional,
             rope_base=config.rope_base,
         )
-    options = {key: getattr(config, key) for key in ("d_conv", "expand", "dt_min", "dt_max")}
+    options = {key: getattr(config, key) for key in ("expand", "dt_min", "dt_max")}
     options["dt_init_floor"] = min(1e-4, config.dt_min)
     if name == "mamba1":
         kind = Mamba1
         options |= {"d_state": config.d_state or 16, "dt_rank": config.dt_rank or "auto", "slab": config.slab}
     else:
-        kind = Mamba2
+        kind = Mamba2 if name == "mamba2" else Mamba3
         options |= {"d_state": config.d_state or 64, "headdim": config.headdim, "ngroups": config.ngroups}
         options["norm_eps"] = config.norm_eps
+    if name == "mamba3":
+        options |= {key: getattr(config, key) for key in ("mimo_rank", "rope_fraction", "outproj_norm")}
+        options |= {"pairing": config.rotary_pairing, "decay": config.decay_form}
+    else:
+        options["d_conv"] = config.d_conv
     return Bidirectional(kind, config.d_model, **options) if config.bidirectional else kind(config.d_model, **options)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree
 
+from seqkit.kernels import Mamba3State as Mamba3State
+
 
 def _register(cls: type) -> type:
     """Let torch's tree functions, checkpointing and compilation see the tensors inside a state."""

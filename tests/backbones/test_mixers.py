@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from seqkit.backbones import Attention, Bidirectional, Mamba1, Mamba2
+from seqkit.backbones import Attention, Bidirectional, Mamba1, Mamba2, Mamba3
 from seqkit.errors import ConfigError
 
 WIDTH = 12
@@ -13,12 +13,15 @@ CAUSAL = {
     "mamba1-biased": lambda: Mamba1(WIDTH, d_state=3, d_conv=1, bias=True, conv_bias=False),
     "mamba1-slabs": lambda: Mamba1(WIDTH, d_state=5, bias=True, slab=4),
     "mamba2": lambda: Mamba2(WIDTH, d_state=5, headdim=6, ngroups=2),
+    "mamba3": lambda: Mamba3(WIDTH, d_state=5, headdim=6, ngroups=2),
+    "mamba3-ranks": lambda: Mamba3(WIDTH, d_state=4, headdim=6, mimo_rank=2, outproj_norm=True, chunk_size=4),
     "attention": lambda: Attention(WIDTH, headdim=4),
 }
 BOTH_SIDES = {
     "bidirectional-mamba1": lambda: Bidirectional(Mamba1, WIDTH, d_state=5),
     "bidirectional-mamba1-slabs": lambda: Bidirectional(Mamba1, WIDTH, d_state=5, bias=True, slab=4),
     "bidirectional-mamba2": lambda: Bidirectional(Mamba2, WIDTH, d_state=5, headdim=6),
+    "bidirectional-mamba3": lambda: Bidirectional(Mamba3, WIDTH, d_state=4, headdim=6),
     "attention-both-sides": lambda: Attention(WIDTH, headdim=4, causal=False, bias=True),
 }
 ALL = CAUSAL | BOTH_SIDES

@@ -3,14 +3,14 @@ import copy
 import pytest
 import torch
 
-from seqkit.backbones import Backbone, BackboneConfig, Mamba1, Mamba2, parameter_groups
+from seqkit.backbones import Backbone, BackboneConfig, Mamba1, Mamba2, Mamba3, parameter_groups
 from seqkit.backbones.parameters import Linear
 
-KEPT = ("A_log", "D", "dt_bias", "bias", "norm.weight")
+KEPT = ("A_log", "D", "dt_bias", "bias", "norm.weight", "mimo_x", "mimo_z", "mimo_o")
 
 
 def backbone(**settings):
-    layout = "mamba1 mamba2 attention"
+    layout = "mamba1 mamba2 mamba3 attention"
     return Backbone(BackboneConfig(d_model=16, layout=layout, headdim=8, attention_headdim=8, **settings))
 
 
@@ -101,7 +101,7 @@ def test_groups_spare_time_constants_from_decay(duplicate):
 
 
 def test_marks_on_the_parameters():
-    for module in (Mamba1(8), Mamba2(8, headdim=4)):
+    for module in (Mamba1(8), Mamba2(8, headdim=4), Mamba3(8, headdim=4, mimo_rank=2)):
         marked = {name for name, p in module.named_parameters() if getattr(p, "_no_weight_decay", False)}
         assert marked == {name for name, _ in module.named_parameters() if is_kept(name)}
 

@@ -15,7 +15,7 @@ def load(name):
 
 
 def test_the_promised_presets_exist():
-    assert {"dna-tiny", "dna-mamba1", "dna-hybrid", "dna-rc"} <= set(PRESETS)
+    assert {"dna-tiny", "dna-mamba1", "dna-mamba3", "dna-hybrid", "dna-rc"} <= set(PRESETS)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -11,6 +11,7 @@ from seqkit.backbones import (
     Mamba1,
     Mamba1State,
     Mamba2,
+    Mamba3,
     StackState,
     StrandState,
 )
@@ -18,6 +19,7 @@ from seqkit.backbones import (
 STATES = {
     "mamba1": (lambda: Mamba1(8, d_state=3).initial_state(2), 2),
     "mamba2": (lambda: Mamba2(8, headdim=4).initial_state(2), 2),
+    "mamba3": (lambda: Mamba3(8, headdim=4).initial_state(2), 4),
     "attention": (lambda: Attention(8, headdim=4).initial_state(2), 4),
     "bidirectional": (lambda: Bidirectional(Mamba1, 8).initial_state(2), 4),
     "stack": (lambda: Backbone(BackboneConfig(d_model=8, layout="mamba1*3")).initial_state(2), 6),
@@ -59,6 +61,10 @@ def test_shapes():
     state = Mamba1(d_model=16, d_state=5).bfloat16().initial_state(7)
     assert (state.conv.shape, state.ssm.shape) == ((7, 3, 32), (7, 32, 5))
     assert state.conv.dtype == state.ssm.dtype == torch.float32
+    state = Mamba3(d_model=16, headdim=8, d_state=6, mimo_rank=3).bfloat16().initial_state(7)
+    assert (state.theta.shape, state.ssm.shape) == ((7, 4, 1), (7, 4, 8, 6))
+    assert (state.k.shape, state.v.shape) == ((7, 3, 4, 6), (7, 4, 8))
+    assert [x.dtype for x in state.tensors] == [torch.float64, *[torch.float32] * 3]
 
 
 def test_strand_state_type():

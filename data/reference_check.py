@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from seqkit.data.builds import known_shift
 from seqkit.data.fasta import Fasta
-from seqkit.data.genome import build_in_text, canonical_contig
+from seqkit.data.genome import build_in_text, canonical_contig, guess_build
 from seqkit.data.sites import Sites, Status, locate
 from seqkit.data.variants import VariantTable
 from seqkit.errors import ReferenceMismatchError
@@ -43,13 +44,20 @@ class ReferenceReport:
     shift: int | None
 
 
-def check_reference(table: VariantTable, fasta: Fasta, *, max_mismatch: float = 0.1) -> ReferenceReport:
+def check_reference(
+    table: VariantTable,
+    fasta: Fasta,
+    *,
+    max_mismatch: float = 0.1,
+    header_lengths: Mapping[str, int | None] | None = None,
+) -> ReferenceReport:
     """Compare every REF with the reference before any work is done.
 
     Args:
         table: The alleles.
         fasta: The reference.
         max_mismatch: Largest tolerated share of alleles whose REF is not on the reference; in [0, 1].
+        header_lengths: Contig lengths that the variants' own header states; evidence for the message.
 
     Raises:
         ReferenceMismatchError: The share is larger. Names the likely assembly from what is known: the name of the
@@ -63,7 +71,9 @@ def check_reference(table: VariantTable, fasta: Fasta, *, max_mismatch: float = 
     names = table.alleles["contig"].to_list()
     missing = tuple(dict.fromkeys(name for name, found in zip(names, sites.contig, strict=True) if found is None))
     shift = find_shift(sites, fasta, np.flatnonzero(sequence)) if rate > max_mismatch else None
-    report = ReferenceReport(sites.counts(), missing, checked, rate, table.build_hint, fasta.build, shift)
+    stated = {name: length for name, length in (header_lengths or {}).items() if length}
+    of_table = table.build_hint or guess_build(stated)
+    report = ReferenceReport(sites.counts(), missing, checked, rate, of_table, fasta.build, shift)
     if rate > max_mismatch:
         raise ReferenceMismatchError(
             "variants",
@@ -72,6 +82,61 @@ def check_reference(table: VariantTable, fasta: Fasta, *, max_mismatch: float = 
             remedy=_explain(report, sites, fasta, table),
         )
     return report
+
+
+def wrong_share(counts: Mapping[str, int]) -> float:
+    """Share of alleles with sequence whose REF is not on the reference, from counts by status name; in [0, 1]."""
+    checked = sum(counts.values()) - sum(counts.get(s.name, 0) for s in (Status.SYMBOLIC, Status.STAR))
+    wrong = sum(counts.get(s.name, 0) for s in (Status.REF_MISMATCH, Status.CONTIG_MISSING))
+    return wrong / checked if checked else 0.0
+
+
+def mismatch_error(counts: Mapping[str, int], fasta: Fasta, max_mismatch: float) -> ReferenceMismatchError:
+    """The error for a whole file whose first alleles agreed with the reference and whose others did not."""
+    found = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return ReferenceMismatchError(
+        "variants",
+        expected=f"REF as in {fasta.path.name} at {1 - max_mismatch:.0%} of the alleles or more",
+        got=f"{1 - wrong_share(counts):.1%} ({found})",
+        remedy="The first alleles agreed: the file may hold several assemblies or contigs the reference lacks.",
+    )
+
+
+def contig_report(
+    table: VariantTable, fasta: Fasta, header_lengths: Mapping[str, int | None] | None = None
+) -> list[str]:
+    """Lines for people: which contigs go by another name, which are missing, which have another length.
+
+    Args:
+        table: The alleles.
+        fasta: The reference.
+        header_lengths: Contig lengths that the variants' own header states.
+    """
+    used = table.alleles["contig"].unique(maintain_order=True).to_list()
+    found = {name: fasta.resolve(name) for name in used}
+    lines = []
+    renamed = [f"{name} is {other}" for name, other in found.items() if other not in (None, name)]
+    if renamed:
+        lines.append(f"contigs by another name in {fasta.path.name}: {_some(renamed)}")
+    missing = [name for name, other in found.items() if other is None]
+    if missing:
+        lines.append(f"contigs that {fasta.path.name} does not have: {_some(missing)}")
+    whole = {record.contig: record.length for record in fasta.records if not record.is_piece}
+    stated = header_lengths or {}
+    other = [
+        f"{name} {stated[name]:,} against {whole[found[name]]:,}"
+        for name in used
+        if stated.get(name) and found[name] in whole and whole[found[name]] != stated[name]
+    ]
+    if other:
+        guess = guess_build({name: length for name, length in stated.items() if length})
+        builds = f" (header: {guess}, reference: {fasta.build})" if guess and fasta.build else ""
+        lines.append(f"contig lengths of the header differ from the reference's: {_some(other)}{builds}")
+    return lines
+
+
+def _some(words: list[str], most: int = 6) -> str:
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def find_shift(sites: Sites, fasta: Fasta, rows: np.ndarray) -> int | None:
@@ -135,8 +200,10 @@ def _explain(report: ReferenceReport, sites: Sites, fasta: Fasta, table: Variant
         if known is not None:
             of_table, of_fasta = of_table or known[0], of_fasta or known[1]
             says.append(f"which is the distance from {known[0]} to {known[1]} there")
-    if report.table_build:
+    if table.build_hint:
         says.append(f"the column {table.column_map['pos']!r} names {report.table_build}")
+    elif report.table_build:
+        says.append(f"the contig lengths of the header are those of {report.table_build}")
     if report.fasta_build:
         says.append(f"the contig lengths of the reference are those of {report.fasta_build}")
     named = build_in_text(fasta.path.name)

@@ -14,7 +14,7 @@ import polars as pl
 from seqkit.errors import InputError
 
 TABLE_SUFFIXES = (".tsv", ".csv", ".txt", ".tab", ".parquet", ".pq")
-_MISSING = ["", ".", "NA", "NaN", "nan", "N/A", "#N/A"]
+MISSING = ["", ".", "NA", "NaN", "nan", "N/A", "#N/A"]
 
 
 def plain_suffix(path: Path) -> str:
@@ -50,9 +50,9 @@ def read_table(path: Path) -> pl.DataFrame:
             raise InputError(str(path), expected="a table with a header line", got="an empty file")
         return pl.read_csv(
             io.BytesIO(data),
-            separator=_separator(data, suffix),
+            separator=separator_of(data, suffix),
             infer_schema_length=None,
-            null_values=_MISSING,
+            null_values=MISSING,
             encoding="utf8-lossy",
             quote_char='"' if suffix == ".csv" else None,
         )
@@ -76,7 +76,8 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(str(path), expected="a complete gzip file", got=f"{type(error).__name__}: {error}") from error
 
 
-def _separator(data: bytes, suffix: str) -> str:
+def separator_of(data: bytes, suffix: str) -> str:
+    """Tab, comma or semicolon, by what the first line holds; the suffix decides where it holds several."""
     header = data.lstrip(b"\xef\xbb\xbf").split(b"\n", 1)[0].decode("utf-8", "replace")
     counts = {separator: header.count(separator) for separator in "\t,;"}
     preferred = "," if suffix == ".csv" else "\t"

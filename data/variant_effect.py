@@ -287,18 +287,18 @@ def load_variant_effect(config: VariantDataConfig) -> VariantEffectData:
     return prepare(config, table, labels)
 
 
-def load_unlabelled(config: VariantDataConfig, labels: Labels) -> VariantEffectData:
-    """Read alleles to score; ``labels`` names what the model predicts."""
-    table = read_variants(config.variants, columns=config.columns)
-    empty = np.full((len(table), labels.values_NK.shape[1]), np.nan, dtype=np.float32)
-    return prepare(config, table, replace(labels, values_NK=empty))
-
-
 def prepare(config: VariantDataConfig, table: VariantTable, labels: Labels) -> VariantEffectData:
-    """Place alleles on the reference, annotate them and collect their features."""
+    """Check alleles against the reference, place and annotate them and collect their features."""
     fasta = Fasta(config.fasta)
     check_reference(table, fasta, max_mismatch=config.max_mismatch)
     annotation = read_annotation(config.gff) if config.gff else None
+    return assemble(config, table, labels, fasta, annotation)
+
+
+def assemble(
+    config: VariantDataConfig, table: VariantTable, labels: Labels, fasta: Fasta, annotation: Annotation | None
+) -> VariantEffectData:
+    """Place alleles on an open reference, annotate them and collect their features."""
     sites = locate(table, fasta, length=config.window, max_n_fraction=config.max_n)
     consequences = predict_consequences(sites, fasta, annotation) if annotation else None
     sites = sites.with_strand(reading_strand(config.strand, consequences, len(sites)))

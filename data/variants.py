@@ -90,7 +90,7 @@ def read_variants(source: str | Path | pl.DataFrame, *, columns: Mapping[str, st
         InputError: A file cannot be read, a column is missing or ambiguous, or a position is no number.
     """
     if isinstance(source, pl.DataFrame):
-        return _from_frame(source, columns, None)
+        return table_of_frame(source, columns, None)
     path = Path(source)
     if plain_suffix(path) in VCF_SUFFIXES:
         from seqkit.data.vcf import read_vcf
@@ -98,10 +98,20 @@ def read_variants(source: str | Path | pl.DataFrame, *, columns: Mapping[str, st
         alleles, records = read_vcf(path)
         names = dict(zip(FIELDS, ("CHROM", "POS", "REF", "ALT", "ID"), strict=True))
         return VariantTable(alleles, records, path, "vcf", names)
-    return _from_frame(read_table(path), columns, path)
+    return table_of_frame(read_table(path), columns, path)
 
 
-def _from_frame(frame: pl.DataFrame, columns: Mapping[str, str] | None, path: Path | None) -> VariantTable:
+def table_of_frame(
+    frame: pl.DataFrame, columns: Mapping[str, str] | None, path: Path | None, *, first_row: int = 1
+) -> VariantTable:
+    """A frame with one row a record as a table; see :func:`read_variants`.
+
+    Args:
+        frame: The records.
+        columns: Which column holds contig, pos, ref, alt, id.
+        path: Where they came from.
+        first_row: Number of the frame's first row in the file, for messages.
+    """
     names = column_map(frame.columns, columns)
     label = str(path) if path else "variants"
     if frame.is_empty():
@@ -124,7 +134,7 @@ def _from_frame(frame: pl.DataFrame, columns: Mapping[str, str] | None, path: Pa
         raise InputError(
             label,
             expected=f"contig, 1-based position and reference in {[names[k] for k in ('contig', 'pos', 'ref')]}",
-            got=f"{bad.height} rows without, first in row {bad['row'][0] + 1} after the header",
+            got=f"{bad.height} rows without, first in row {bad['row'][0] + first_row} after the header",
         )
     return VariantTable(split_alternates(alleles), frame, path, "table", names)
 

@@ -1,9 +1,7 @@
-"""VCF and BCF through pysam: reading into frames, writing annotated records."""
+"""VCF and BCF through pysam, read whole into frames; ``vcf_stream`` reads and writes them in chunks."""
 
 from __future__ import annotations
 
-import gzip
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +74,7 @@ def read_vcf(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
             alternates = record.alts or (".",)
             for allele, alt in enumerate(alternates):
                 alleles.append((row, allele, record.contig, record.pos, record.ref.upper(), alt.upper(), record.id))
-            records.append(_record_fields(record, info))
+            records.append(record_fields(record, info))
     if not records:
         raise InputError(str(path), expected="at least one variant", got="a header without records")
     schema = {
@@ -84,35 +82,10 @@ def read_vcf(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
         "id": pl.String,
     }  # fmt: skip
     undeclared = {key: pl.String for fields in records for key in fields if key.startswith("INFO/")}
-    frame = pl.DataFrame(records, schema=undeclared | _record_schema(info), strict=False)
+    frame = pl.DataFrame(records, schema=undeclared | record_schema(info), strict=False)
     frame = frame.select(*_FIXED, pl.exclude(*_FIXED))
     empty = [name for name in frame.columns if name.startswith("INFO/") and frame[name].null_count() == frame.height]
     return pl.DataFrame(alleles, schema=schema, orient="row"), frame.drop(empty)
-
-
-@contextmanager
-def declared(path: Path) -> Iterator[Path]:
-    """The file, or a copy for the time of the block whose header declares every contig, filter and key in use.
-
-    htslib reads what a header does not declare, but ends the process when such a record is written again.
-    """
-    with open_vcf(path) as source:
-        stated = set(str(source.header).splitlines())
-        for _ in source:
-            pass
-        missing = [line for line in str(source.header).splitlines() if line not in stated and line.startswith("##")]
-    if not missing:
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "declared.vcf"
-        reader = gzip.open if path.suffix.lower() in (".gz", ".bgz") else open
-        with reader(path, "rb") as lines, copy.open("wb") as out:
-            for line in lines:
-                if line.startswith(b"#CHROM"):
-                    out.writelines(f"{text}\n".encode() for text in missing)
-                out.write(line)
-        yield copy
 
 
 _FIXED = {
@@ -122,7 +95,8 @@ _FIXED = {
 _TYPES = {"Integer": pl.Int64, "Float": pl.Float64, "Flag": pl.Boolean}
 
 
-def _record_schema(info: dict) -> dict:
+def record_schema(info: dict) -> dict:
+    """Columns of a frame of records with their types; ``info`` as in pysam's header."""
     schema = dict(_FIXED)
     for key, meta in info.items():
         scalar = _TYPES.get(meta.type, pl.String)
@@ -133,7 +107,8 @@ def _record_schema(info: dict) -> dict:
     return schema
 
 
-def _record_fields(record, info: dict) -> dict:
+def record_fields(record, info: dict) -> dict:
+    """Fixed columns and INFO of a pysam record, as values of :func:`record_schema`."""
     fields = {
         "CHROM": record.contig,
         "POS": record.pos,

@@ -1,27 +1,22 @@
-"""Scores to tables and to VCF; a file has its final name only when it is complete."""
+"""Scores beside the variants they belong to: as columns of a table, and where their VCF fields are named."""
 
 from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 import polars.selectors as cs
 
-import seqkit
 from seqkit.data.fasta import Fasta
-from seqkit.data.tables import TABLE_SUFFIXES, plain_suffix
-from seqkit.data.variants import VCF_SUFFIXES, VariantTable
-from seqkit.data.vcf import declared, import_pysam, open_vcf
-from seqkit.errors import InputError
-from seqkit.files import atomic
+from seqkit.data.stream import Chunk
+from seqkit.data.variants import VariantTable
 
 _BASES = re.compile(r"[ACGTUNRYSWKMBDHV]+")
 _ALTERNATE = re.compile(r"[ACGTUNRYSWKMBDHV]+|\*|<[^<>,\s]+>|[^\s,]*[\[\]][^\s,]*")
-_MODES = {".vcf": "w", ".vcf.gz": "wz", ".bcf": "wb"}
+ALLELE_COLUMNS = ("allele", "allele_alt")
 
 
 @dataclass(frozen=True)
@@ -50,79 +45,6 @@ SCORE_FIELDS = (
 )
 
 
-def write_scores(
-    table: VariantTable,
-    scores: pl.DataFrame,
-    path: str | Path,
-    *,
-    fasta: Fasta | None = None,
-    provenance: Mapping[str, str] | None = None,
-    prefix: str = "SK",
-) -> None:
-    """Write scores beside their variants; the suffix of ``path`` decides the format.
-
-    TSV, CSV (also .gz) and Parquet have one row an allele in input order: the input's columns as they were, ``allele``
-    and ``allele_alt`` where a record has several, then the columns of ``scores``. VCF, VCF.gz and BCF have the input's
-    records, none dropped or moved, with typed INFO fields of one value per alternate (``.`` where unscored). A table
-    given as input becomes a VCF whose contigs are those of ``fasta``.
-
-    Args:
-        table: What was scored.
-        scores: One row an allele: any of ``prob``, ``llr``, ``fwd``, ``rc`` (float, null or NaN where unscored) and
-            ``status``; further float columns are named after themselves.
-        path: Output file.
-        fasta: The reference; needed for a VCF from a table.
-        provenance: Written into the VCF header and the Parquet metadata, beside the tool's version.
-        prefix: Of the INFO keys.
-
-    Raises:
-        InputError: The suffix is unknown, the rows do not match, or the input cannot be read again.
-    """
-    path = Path(path)
-    if scores.height != len(table):
-        raise InputError("scores", expected=f"{len(table)} rows, one an allele", got=str(scores.height))
-    notes = {"seqkit_version": seqkit.__version__, **(provenance or {})}
-    suffix = plain_suffix(path)
-    if suffix in VCF_SUFFIXES:
-        _write_vcf(table, scores, path, fasta, notes, prefix)
-    elif suffix in TABLE_SUFFIXES:
-        write_table(scored_frame(table, scores), path, metadata=notes)
-    else:
-        known = ", ".join((*TABLE_SUFFIXES, *VCF_SUFFIXES, ".vcf.gz"))
-        raise InputError("out", expected=f"a name that ends in one of {known}", got=path.name)
-
-
-def scored_frame(table: VariantTable, scores: pl.DataFrame) -> pl.DataFrame:
-    """One row an allele: input columns, allele columns where records have several alternates, scores.
-
-    A score column that has the name of an input column gets the prefix ``seqkit.``; the input keeps its own.
-    """
-    records = pl.DataFrame([table.column(name) for name in table.records.columns])
-    if table.alleles["allele"].max():
-        records = records.with_columns(
-            table.alleles["allele"].alias("allele"), table.alleles["alt"].alias("allele_alt")
-        )
-    scores = scores.with_columns(cs.float().fill_nan(None))
-    renamed = {name: f"seqkit.{name}" for name in scores.columns if name in records.columns}
-    return records.hstack(scores.rename(renamed))
-
-
-def write_table(frame: pl.DataFrame, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write TSV, CSV (``.gz`` compresses) or Parquet by suffix; text has no room for ``metadata``."""
-    path, suffix = Path(path), plain_suffix(Path(path))
-    with atomic(path) as partial:
-        if suffix in (".parquet", ".pq"):
-            frame.write_parquet(partial, metadata=dict(metadata or {}))
-            return
-        separator = "," if suffix == ".csv" else "\t"
-        if path.suffix.lower() in (".gz", ".bgz"):
-            # No time stamp: the same scores give the same bytes.
-            with partial.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as out:
-                out.write(frame.write_csv(separator=separator).encode())
-        else:
-            frame.write_csv(partial, separator=separator)
-
-
 def score_fields(scores: pl.DataFrame) -> list[ScoreField]:
     """INFO fields of a scores frame: the known ones, then one per further float column, named after it."""
     known = {field.column: field for field in SCORE_FIELDS}
@@ -136,109 +58,130 @@ def score_fields(scores: pl.DataFrame) -> list[ScoreField]:
     return fields
 
 
-def _write_vcf(
-    table: VariantTable, scores: pl.DataFrame, path: Path, fasta: Fasta | None, notes: Mapping[str, str], prefix: str
-) -> None:
-    pysam = import_pysam()
-    fields = score_fields(scores)
-    values = {field.column: scores[field.column].to_list() for field in fields}
-    mode = _MODES[plain_suffix(path) + (".gz" if path.suffix.lower() == ".gz" else "")]
-    with atomic(path) as partial:
-        if table.kind == "vcf":
-            with declared(table.path) as complete, open_vcf(complete) as source:
-                header = _without(source.header, {f"{prefix}{field.suffix}" for field in fields})
-                _declare(header, table, fields, notes, prefix)
-                with pysam.VariantFile(str(partial), mode, header=header) as out:
-                    _annotate(source, out, fields, values, prefix)
-        else:
-            header = _header(table, fasta)
-            _declare(header, table, fields, notes, prefix)
-            with pysam.VariantFile(str(partial), mode, header=header) as out:
-                _annotate(_records(table, fasta, header), out, fields, values, prefix)
-    if mode != "w" and _is_sorted(table):
-        preset = "bcf" if mode == "wb" else "vcf"
-        pysam.tabix_index(str(path), preset=preset, force=True, csi=True)
+class TextEncoder:
+    """Rows with scores as TSV or CSV: one row an allele, the input's columns first.
+
+    Where input and output are both tab-separated a row is the input's own bytes with columns added.
+
+    Args:
+        names: Columns of the input.
+        scores: Columns of the scores.
+        separator: Of the output.
+        raw: Lines are given to :meth:`body` in place of a frame, with this end of line.
+        head: Header line and remarks of the input, for ``raw``.
+        compress: gzip every piece; the pieces follow each other in one file.
+    """
+
+    tail, index = b"", None
+
+    def __init__(
+        self, names: Sequence[str], scores: Sequence[str], *, separator: str, compress: bool, raw: bytes | None = None,
+        head: bytes = b"",
+    ):  # fmt: skip
+        self.added = _new_names(names, (*ALLELE_COLUMNS, *scores))
+        self.separator, self._raw, self._head, self._compress = separator, raw, head, compress
+        self._names = list(names)
+
+    def head(self) -> bytes:
+        """Header line, with what stood before it."""
+        if self._raw is not None:
+            added = "\t".join(self.added).encode()
+            return self._packed(self._head.rstrip(b"\r\n") + b"\t" + added + self._raw)
+        empty = pl.DataFrame(schema=dict.fromkeys([*self._names, *self.added], pl.String))
+        return self._packed(empty.write_csv(separator=self.separator).encode())
+
+    def body(self, chunk: Chunk, scores: pl.DataFrame) -> bytes:
+        """Bytes of a chunk."""
+        if self._raw is None:
+            frame = scored_frame(chunk.table, scores, self.added)
+            return self._packed(frame.write_csv(separator=self.separator, include_header=False).encode())
+        texts = (
+            added_columns(chunk.table, scores)
+            .write_csv(separator="\t", include_header=False, quote_style="never")
+            .encode()
+            .split(b"\n")
+        )
+        lines = [line.rstrip(b"\r\n") for line in chunk.records]
+        rows = chunk.table.alleles["row"].to_list()
+        return self._packed(b"".join([lines[r] + b"\t" + t + self._raw for r, t in zip(rows, texts, strict=False)]))
+
+    def _packed(self, data: bytes) -> bytes:
+        # No time stamp: the same scores give the same bytes.
+        return gzip.compress(data, mtime=0) if self._compress and data else data
 
 
-def _declare(header, table: VariantTable, fields: list[ScoreField], notes: Mapping[str, str], prefix: str) -> None:
-    for field in fields:
-        key = f"{prefix}{field.suffix}"
-        header.add_line(f'##INFO=<ID={key},Number=A,Type={field.kind},Description="{field.description}">')
-    # pysam writes END into every record with a symbolic alternate that it changes.
-    if "END" not in header.info and table.alleles["alt"].str.starts_with("<").any():
-        header.add_line('##INFO=<ID=END,Number=1,Type=Integer,Description="Last position of the variant">')
-    text = "; ".join(f"{key}={value}" for key, value in notes.items()).replace("\n", " ")
-    header.add_line(f"##seqkit={text}")
+class FrameEncoder:
+    """Rows with scores as frames, for Parquet.
+
+    Args:
+        names: Columns of the input.
+        scores: Columns of the scores.
+    """
+
+    def __init__(self, names: Sequence[str], scores: Sequence[str]):
+        self.added = _new_names(names, (*ALLELE_COLUMNS, *scores))
+
+    def body(self, chunk: Chunk, scores: pl.DataFrame) -> pl.DataFrame:
+        """The frame of a chunk."""
+        return scored_frame(chunk.table, scores, self.added)
 
 
-def _without(header, keys: set[str]):
-    """The header itself, or a copy without INFO keys that an earlier run declared, perhaps with another type."""
-    if not keys.intersection(header.info):
-        return header
-    copy = import_pysam().VariantHeader()
-    for line in header.records:
-        if not (line.key == "INFO" and line.get("ID") in keys):
-            copy.add_record(line)
-    copy.add_samples(*header.samples)
-    return copy
+def added_columns(table: VariantTable, scores: pl.DataFrame) -> pl.DataFrame:
+    """Number of the allele in its record (0-based), the alternate, and the scores with null for NaN."""
+    alleles = table.alleles.select(pl.col("allele"), pl.col("alt").alias("allele_alt"))
+    return alleles.hstack(scores.select(pl.all().name.prefix("score."))).with_columns(cs.float().fill_nan(None))
 
 
-def _annotate(records, out, fields: list[ScoreField], values: dict[str, list], prefix: str) -> None:
-    allele = 0
-    keys = {f"{prefix}{field.suffix}" for field in fields}
-    for record in records:
-        count = len(record.alts or ())
-        for key in keys.intersection(record.info):
-            del record.info[key]
-        if record.header is not out.header:
-            record.translate(out.header)
-        for field in fields:
-            key = f"{prefix}{field.suffix}"
-            if count:
-                # Unscored alleles keep their place as a dot, even where no allele of the record has a score.
-                record.info[key] = tuple(_present(value) for value in values[field.column][allele : allele + count])
-        # A record without an alternate counts as one allele in the table.
-        allele += max(count, 1)
-        out.write(record)
+def scored_frame(table: VariantTable, scores: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """One row an allele: input columns, then allele, alternate and scores under the given names."""
+    # Only in a VCF does a list hold one value per alternate.
+    if table.kind == "vcf":
+        records = pl.DataFrame([table.column(name) for name in table.records.columns])
+    else:
+        records = table.records[table.alleles["row"].to_list()]
+    added = added_columns(table, scores)
+    return records.hstack(added.rename(dict(zip(added.columns, names, strict=True))))
 
 
-def _present(value: float | str | None) -> float | str | None:
-    return None if value is None or value != value else value
+def _new_names(taken: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Names of the added columns; one that the input has already gets the prefix ``seqkit.``."""
+    out = []
+    for name in names:
+        while name in taken:
+            name = f"seqkit.{name}"
+        out.append(name)
+    return out
 
 
-def _header(table: VariantTable, fasta: Fasta | None):
-    if fasta is None:
-        raise InputError("fasta", expected="the reference, whose contigs the VCF header needs", got="none")
-    header = import_pysam().VariantHeader()
-    ends = fasta.lengths
+def table_header(fasta: Fasta) -> list[str]:
+    """Lines of a VCF header for a table scored against a reference."""
+    lines = ["##fileformat=VCFv4.2", '##FILTER=<ID=PASS,Description="All filters passed">']
+    lengths = fasta.lengths
     for name in fasta.contigs:
         whole = not any(piece.is_piece for piece in fasta.pieces(name))
-        header.contigs.add(name, length=ends[name] if whole else None)
-    for name in table.alleles["contig"].unique(maintain_order=True).to_list():
-        if fasta.resolve(name) is None:
-            header.contigs.add(name)
-    return header
+        lines.append(f"##contig=<ID={name},length={lengths[name]}>" if whole else f"##contig=<ID={name}>")
+    lines.append('##INFO=<ID=END,Number=1,Type=Integer,Description="Last position of the variant">')
+    return [*lines, "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"]
 
 
-def _records(table: VariantTable, fasta: Fasta, header):
-    """VCF records of a table's rows, in their order; alleles that no VCF may hold become ``N`` and ``<INVALID>``."""
+def vcf_fields(table: VariantTable, fasta: Fasta) -> tuple[pl.DataFrame, list[str]]:
+    """Text fields of a table's rows as VCF records, and header lines for contigs the reference lacks.
+
+    Alleles that no VCF may hold become ``N`` and ``<INVALID>``.
+    """
     grouped = table.alleles.group_by("row", maintain_order=True).agg(
         pl.col("contig", "pos", "ref", "id").first(), pl.col("alt")
     )
+    rows, unknown = [], {}
     for row in grouped.iter_rows(named=True):
         ref = row["ref"] if _BASES.fullmatch(row["ref"]) else "N"
         alts = [alt if _ALTERNATE.fullmatch(alt) else "<INVALID>" for alt in row["alt"] if alt != "."]
-        yield header.new_record(
-            contig=fasta.resolve(row["contig"]) or row["contig"],
-            start=row["pos"] - 1,
-            alleles=(ref, *alts),
-            id=row["id"],
-        )
-
-
-def _is_sorted(table: VariantTable) -> bool:
-    """True where an index can exist: every contig in one run, positions ascending within it."""
-    frame = table.alleles.select("contig", "pos", pl.col("contig").rle_id().alias("run"))
-    if frame["run"].n_unique() != frame["contig"].n_unique():
-        return False
-    return bool(frame.select((pl.col("pos").diff().fill_null(0) >= 0).over("run").all()).item())
+        contig = fasta.resolve(row["contig"])
+        if contig is None:
+            contig = re.sub(r"\s", "_", row["contig"])
+            unknown[contig] = f"##contig=<ID={contig}>"
+        identity = re.sub(r"[\s;]", "_", row["id"] or ".")
+        rows.append((contig, str(row["pos"]), identity, ref, ",".join(alts) or ".", ".", ".", "."))
+    columns = ("CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO")
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
+    return frame, list(unknown.values())

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+import seqkit
 from seqkit.commands.arguments import parse
-from seqkit.commands.trained import TrainedVariantEffect, load_trained
+from seqkit.commands.trained import load_trained
 from seqkit.commands.trainer import torch_device
 from seqkit.commands.variant_effect import ALIASES
-from seqkit.commands.variant_report import score_rows
-from seqkit.data.labels import Labels
-from seqkit.data.variant_effect import VariantDataConfig, VariantEffectData, load_unlabelled
-from seqkit.data.writers import write_scores
+from seqkit.commands.variant_output import STDOUT, VariantOutput, output_format, say
+from seqkit.commands.variant_scores import VariantScorer
+from seqkit.data.reference_check import check_reference, contig_report, mismatch_error, wrong_share
+from seqkit.data.selection import Shard, read_regions
+from seqkit.data.stream import Chunk, Source, open_source
+from seqkit.data.variant_effect import VariantDataConfig
+from seqkit.data.variants import VariantTable
 from seqkit.errors import ConfigError
-from seqkit.tasks.calibration import PlattScaling, TemperatureScaling
+from seqkit.files import sha256
+from seqkit.inference.score import progress_bar
+from seqkit.tasks.export import WEIGHTS
+
+CHUNK = 4096
+SCANNED = 100_000
+_HEAD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +40,11 @@ class PredictConfig:
 
     Attributes:
         ckpt: Run folder of ``seqkit fit``.
-        out: Result; TSV, CSV, Parquet, VCF or BCF by suffix.
+        out: Result; TSV, CSV, Parquet, VCF or BCF by suffix; ``-`` for stdout.
         task: Checked against the checkpoint's.
         info_prefix: First letters of the INFO keys.
+        regions: Only records whose POS lies inside: chr17:1-1,000 (several with spaces), chr17, or a BED file.
+        shard: One of n runs of records that follow each other, as i/n; joined in order they are the whole.
         device: auto, cpu, cuda or cuda:N.
         data: Variants and reference; windows, features and strand are those of the run.
     """
@@ -40,6 +53,8 @@ class PredictConfig:
     out: str | None = None
     task: str | None = None
     info_prefix: str = "SK"
+    regions: str | None = None
+    shard: str | None = None
     device: str = "auto"
     data: VariantDataConfig = field(default_factory=VariantDataConfig)
 
@@ -50,73 +65,145 @@ PREDICT_ALIASES = {name: ALIASES[name] for name in INPUT_ALIASES} | {"info-prefi
 
 def run(argv: Sequence[str]) -> int:
     """Score a file and write all of its records."""
-    config, _, _ = parse("seqkit predict", PredictConfig, argv, aliases=PREDICT_ALIASES)
-    if not config.out:
-        raise ConfigError("--out", expected="a file to write", got="none")
-    if config.data.variants is None:
-        raise ConfigError("--variants", expected="a file to score", got="none")
+    config, own, _ = parse("seqkit predict", PredictConfig, argv, aliases=PREDICT_ALIASES, flags=("resume",))
+    check_arguments(config, own["resume"])
     trained = load_trained(config.ckpt, config.task)
-    device = torch_device(config.device)
-    trained.task.to(device)
-    data = load_unlabelled(trained.data_for(config.data), label_info(trained))
-    provenance = {"seqkit_model": Path(config.ckpt).resolve().name, "seqkit_reference": Path(data.config.fasta).name}
-    write_scores(
-        data.table,
-        allele_scores(trained, data),
+    trained.task.to(torch_device(config.device))
+    settings = trained.data_for(config.data)
+    regions = read_regions(config.regions) if config.regions else None
+    source = open_source(config.data.variants, columns=config.data.columns, regions=regions)
+    source.whole = source.kind == "vcf" and output_format(config.out, source) not in ("vcf", "vcf.gz", "bcf")
+    scorer = VariantScorer(trained, settings)
+    size = source.chunk_records(CHUNK)
+    start, stop = Shard.parse(config.shard).range(source.count()) if config.shard else (0, None)
+    chunks, waiting = scan(source, scorer, size, start, stop)
+    output = VariantOutput(
         config.out,
-        fasta=data.fasta,
-        provenance=provenance,
+        source,
+        columns=scorer.columns,
+        fasta=scorer.fasta,
+        notes=provenance(config, scorer),
         prefix=config.info_prefix,
+        identity=identity(config, settings, scorer) if config.out != STDOUT else {},
+        resume=own["resume"],
     )
-    counts = ", ".join(f"{name} {count}" for name, count in data.sites.counts().items())
-    print(f"{len(data.table)} alleles: {counts}; written to {config.out}", file=sys.stderr)
+    done = output.progress.get("records", 0)
+    scorer.counts.update(output.progress.get("counts", {}))
+    if done:
+        say(f"seqkit predict: going on after record {start + done:,}")
+    if not waiting:
+        chunks = source.chunks(size, start=start + done, stop=stop)
+    score_chunks(chunks, scorer, output, done)
+    share = wrong_share(scorer.counts)
+    if share > settings.max_mismatch:
+        output.discard()
+        raise mismatch_error(scorer.counts, scorer.fasta, settings.max_mismatch)
+    output.finish()
+    counts = ", ".join(f"{name} {count}" for name, count in scorer.counts.items())
+    say(f"{sum(scorer.counts.values())} alleles: {counts or 'none'}; written to {config.out}")
     return 0
 
 
-def label_info(trained: TrainedVariantEffect) -> Labels:
-    """Names, kind and classes of what the model predicts, without values."""
-    d = trained.description
-    names = tuple(d["label_names"])
-    return Labels(np.zeros((0, len(names)), dtype=np.float32), names, d["kind"], tuple(d["class_names"]))
+def check_arguments(config: PredictConfig, resume: bool) -> None:
+    """Refuse what cannot work before anything is opened."""
+    if not config.out:
+        raise ConfigError("--out", expected="a file to write, or -", got="none")
+    if config.data.variants is None:
+        raise ConfigError("--variants", expected="a file to score, or -", got="none")
+    if resume and config.out == STDOUT:
+        raise ConfigError("--resume", expected="an output file", got="--out -", remedy="Name a file.")
+    if config.shard:
+        Shard.parse(config.shard)
+        if config.data.variants == "-":
+            raise ConfigError("--shard", expected="--variants FILE, whose records can be counted", got="a pipe")
 
 
-def allele_scores(trained: TrainedVariantEffect, data: VariantEffectData) -> pl.DataFrame:
-    """Scores of every allele of a table, NaN where the status says why there is none.
+def scan(
+    source: Source, scorer: VariantScorer, size: int, start: int, stop: int | None
+) -> tuple[Iterator[Chunk], bool]:
+    """Meet the reference before any work: contigs, lengths, and REF at the first alleles.
+
+    A file is opened again afterwards; the chunks of a pipe are kept and given back.
 
     Returns:
-        One row an allele: a column per output (``prob`` or ``value`` for a single one), ``fwd`` and ``rc`` where there
-        is a single probability, and ``status``.
+        All chunks, and whether they are those of a pipe.
+
+    Raises:
+        ReferenceMismatchError: REF disagrees at more than ``max_mismatch`` of the alleles seen.
     """
-    n, names = len(data.table), output_names(trained)
-    rows = np.flatnonzero(data.sites.scored_N)
-    values = np.full((n, len(names)), np.nan)
-    strands = np.full((n, 2), np.nan)
-    if len(rows):
-        found = score_rows(trained.task, data, rows)
-        values[rows] = calibrated(trained, found["outputs"])
-        both = np.stack([calibrated(trained, found[name])[:, 0] for name in ("as_given", "other")], axis=1)
-        strands[rows] = np.where(data.sites.strand_N[rows, None] >= 0, both, both[:, ::-1])
-    columns = dict(zip(names, values.T, strict=True))
-    if names == ["prob"]:
-        columns |= {"fwd": strands[:, 0], "rc": strands[:, 1]}
-    return pl.DataFrame(columns).with_columns(pl.Series("status", data.sites.status_names()))
+    pipe = getattr(source, "_stream", None) is not None
+    chunks, kept, alleles = source.chunks(size, start=start, stop=stop), [], 0
+    limit = size if pipe else SCANNED
+    for chunk in chunks:
+        kept.append(chunk)
+        alleles += len(chunk.table)
+        if not pipe:
+            kept[-1] = chunk.table
+        if alleles >= limit:
+            break
+    tables = [chunk.table for chunk in kept] if pipe else kept
+    if tables:
+        table = joined(tables)
+        lengths = getattr(source, "contig_lengths", {})
+        check_reference(table, scorer.fasta, max_mismatch=scorer.config.max_mismatch, header_lengths=lengths)
+        for line in contig_report(table, scorer.fasta, lengths):
+            say(f"seqkit predict: {line}")
+    return chain(kept, chunks) if pipe else iter(()), pipe
 
 
-def output_names(trained: TrainedVariantEffect) -> list[str]:
-    """Names of the score columns: prob or value for one output, with the label or class for several."""
-    d = trained.description
-    stem = "value" if d["kind"] == "continuous" else "prob"
-    several = d["class_names"] if d["kind"] == "multiclass" else d["label_names"]
-    return [stem] if len(several) == 1 else [f"{stem}_{name}" for name in several]
+def joined(tables: Sequence[VariantTable]) -> VariantTable:
+    """Alleles of several tables as one, without their records."""
+    first = tables[0]
+    alleles = pl.concat([table.alleles for table in tables])
+    return VariantTable(alleles, first.records.clear(), first.path, first.kind, first.column_map)
 
 
-def calibrated(trained: TrainedVariantEffect, outputs_NK: NDArray) -> NDArray:
-    """Calibrated probabilities (N, K), or values as they are; NaN stays."""
-    kind, columns = trained.description["kind"], trained.description["calibration"]["columns"]
-    if kind == "continuous":
-        return outputs_NK
-    if kind == "multiclass":
-        return TemperatureScaling(**columns[0]).probabilities(outputs_NK)
-    with np.errstate(invalid="ignore"):  # NaN where a strand was not read
-        scaled = [PlattScaling(**c).probabilities(outputs_NK[:, k]) for k, c in enumerate(columns)]
-    return np.stack(scaled, axis=1)
+def score_chunks(chunks: Iterator[Chunk], scorer: VariantScorer, output: VariantOutput, done: int) -> None:
+    """Score and write chunk after chunk."""
+    with progress_bar("scoring", None) as advance:
+        for chunk in chunks:
+            output.write(chunk, scorer.score(chunk.table))
+            done += chunk.size
+            output.save(records=done, counts=dict(scorer.counts))
+            advance(chunk.size)
+
+
+def provenance(config: PredictConfig, scorer: VariantScorer) -> dict[str, str]:
+    """What the header of the output says about how it was made."""
+    arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--debug")]
+    return {
+        "seqkit_version": seqkit.__version__,
+        "seqkit_model": Path(config.ckpt).resolve().name,
+        "seqkit_model_sha256": sha256(Path(config.ckpt) / WEIGHTS)[:16],
+        "seqkit_reference": scorer.fasta.path.name,
+        "seqkit_reference_digest": scorer.fasta.digest()[:40],
+        "seqkit_indels": "as given, not left-normalised",
+        "seqkit_command": " ".join(["seqkit", *arguments]),
+    }
+
+
+def identity(config: PredictConfig, settings: VariantDataConfig, scorer: VariantScorer) -> dict[str, Any]:
+    """Everything that decides the output's bytes, for a resume to compare."""
+    names = ("features", "window", "strand", "max_n", "max_mismatch", "batch_size", "columns")
+    return {
+        "--variants": fingerprint(config.data.variants),
+        "--fasta": scorer.fasta.digest(),
+        "--gff": fingerprint(settings.gff) if settings.gff else None,
+        "--ckpt": sha256(Path(config.ckpt) / WEIGHTS),
+        "--regions": config.regions,
+        "--shard": config.shard,
+        "--info-prefix": config.info_prefix,
+        "--device": str(scorer.trained.task.device.type),
+        "settings": {name: asdict(settings)[name] for name in names},
+        "seqkit": seqkit.__version__,
+    }
+
+
+def fingerprint(path: str) -> Mapping[str, Any]:
+    """Size of a file and a checksum of its first MiB; a pipe has neither."""
+    place = Path(path)
+    if path == "-" or not place.is_file():
+        return {"pipe": True}
+    with place.open("rb") as handle:
+        digest = hashlib.sha256(handle.read(_HEAD_BYTES)).hexdigest()
+    return {"bytes": place.stat().st_size, "sha256_of_first_mib": digest}

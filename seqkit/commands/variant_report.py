@@ -50,12 +50,14 @@ class Method(NamedTuple):
     threshold: float | None = None
 
 
-def score_rows(task: VariantEffectTask, data: VariantEffectData, rows: NDArray) -> dict[str, NDArray]:
+def score_rows(
+    task: VariantEffectTask, data: VariantEffectData, rows: NDArray, title: str | None = "scoring"
+) -> dict[str, NDArray]:
     """Outputs of the task for table rows, in their order; see :meth:`VariantEffectTask.score`."""
     module = VariantDataModule(
         predict=data.windows(rows), batch_size=4 * data.config.batch_size, workers=data.config.workers
     )
-    return score_batches(task, module.predict_dataloader(), task.score, device=task.device, rows=len(rows))
+    return score_batches(task, module.predict_dataloader(), task.score, device=task.device, rows=len(rows), title=title)
 
 
 def calibrate(kind: str, outputs_VK: NDArray, labels_VT: NDArray) -> list[dict[str, float]]:

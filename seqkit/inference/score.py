@@ -19,7 +19,7 @@ def score_batches(
     *,
     device: torch.device,
     rows: int,
-    title: str = "scoring",
+    title: str | None = "scoring",
 ) -> dict[str, NDArray]:
     """Score batches in evaluation mode and concatenate the results.
 
@@ -29,7 +29,7 @@ def score_batches(
         score: From a batch on ``device`` to named tensors with the batch on the first axis.
         device: Where to compute.
         rows: Number of rows in all batches, for the progress bar.
-        title: Text of the progress bar, which is shown when stderr is a terminal.
+        title: Text of the progress bar, which is shown when stderr is a terminal; None shows none.
 
     Returns:
         float32 or integer arrays with ``rows`` rows each.
@@ -49,9 +49,12 @@ def score_batches(
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def progress_bar(title: str, rows: int):
-    """Context manager giving ``advance(n)``: a bar on stderr for people, nothing for pipes."""
-    if not sys.stderr.isatty():
+def progress_bar(title: str | None, rows: int | None):
+    """Context manager giving ``advance(n)``: a bar on stderr for people, nothing for pipes.
+
+    Without a number of rows the bar counts.
+    """
+    if title is None or not sys.stderr.isatty():
         return contextlib.nullcontext(lambda n: None)
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress

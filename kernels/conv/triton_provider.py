@@ -1,10 +1,13 @@
 """Causal convolution on Triton, channel-last: every chunk of every segment at once.
 
-Backward takes two passes: gradients before the activation and the partial sums of the parameters, one per chunk, then
-gradients of the inputs. Partial sums are added up in the same order every time: no atomics.
+Backward is one pass as well: the value before the activation is computed again from the rows in registers, and so is
+the gradient of the W - 1 tokens behind a chunk, on which its last inputs depend. Parameters get one partial sum per
+chunk, added up in the same order every time: no atomics.
 
 Legend: B batch, L length, S segments, D channels, W taps, K chunks.
 """
+
+# ruff: noqa: RUF005  (the compiler of kernels knows no starred expressions)
 
 from __future__ import annotations
 
@@ -12,144 +15,208 @@ import torch
 import triton
 import triton.language as tl
 
-from seqkit.kernels.conv.tiles import BLOCK, CHUNK, channels_of, convolve, inputs_at, token_at
-from seqkit.kernels.triton_chunks import locate_positions
-from seqkit.kernels.triton_launch import CompileCase, Segments, ceil_div, guard, rows_contiguous
-from seqkit.kernels.triton_math import sigmoid
+from seqkit.kernels.conv import reference
+from seqkit.kernels.conv.tiles import (
+    BACKWARD_STEPS,
+    BLOCK,
+    CHUNKS,
+    FORWARD_STEPS,
+    channels_of,
+    convolve,
+    fetch_row,
+    fetch_rows,
+    input_row,
+    inputs_before,
+    last_of,
+    load_taps,
+    through_activation,
+    token_at,
+)
+from seqkit.kernels.triton_chunks import locate_positions, only_if
+from seqkit.kernels.triton_launch import CompileCase, Segments, ceil_div, guard, resident_programs, rows_contiguous
+from seqkit.kernels.triton_math import sigmoid, widen
 
-VARYING = ["length", "per_row", "segments", "blocks", "batch"]
+MOST_TAPS = 8  # the window of a program fits its registers; wider ones run on the reference
+VARYING = ["length", "per_row", "segments", "blocks"]
 
 
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     x_ptr, entry_ptr, taps_ptr, bias_ptr, y_ptr, segment_ptr, table_ptr,
     length, per_row, segments, channels, blocks, sxb, sxl,
-    W: tl.constexpr, SILU: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    W: tl.constexpr, SILU: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
     PACKED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Y of every token."""
     program = tl.program_id(0).to(tl.int64)
-    segment, row, begin, tokens, before = locate_positions(
+    segment, row, begin, tokens, first = locate_positions(
         program // blocks, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED
     )
     d, on_d = channels_of(program % blocks, channels, BLOCK)
-    position = before + tl.arange(0, CHUNK)
-    x_ptr += row * sxb
-    y = convolve(
-        position, x_ptr, entry_ptr, taps_ptr, bias_ptr, segment, begin, tokens, d, on_d, sxl, channels,
-        W, REVERSE, BLOCK, CHUNK,
-    )  # fmt: skip
-    if SILU:
-        y *= sigmoid(y)
-    t = row * length + token_at(position, begin, tokens, REVERSE)
-    on = (position < tokens)[:, None] & on_d[None, :]
-    tl.store(y_ptr + t[:, None] * channels + d[None, :], y.to(y_ptr.dtype.element_ty), mask=on)
-
-
-@triton.jit(do_not_specialize=VARYING)
-def activation_kernel(
-    dy_ptr, x_ptr, entry_ptr, taps_ptr, bias_ptr, dpre_ptr, dtaps_ptr, dbias_ptr, segment_ptr, table_ptr,
-    length, per_row, segments, channels, blocks, sgb, sgl, sxb, sxl,
-    W: tl.constexpr, SILU: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-    PACKED: tl.constexpr, REVERSE: tl.constexpr,
-):  # fmt: skip
-    """Gradient before the activation (B, L, D), and one partial sum per chunk of the taps' and the bias's."""
-    program = tl.program_id(0).to(tl.int64)
-    k = program // blocks
-    segment, row, begin, tokens, before = locate_positions(
-        k, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED
-    )
-    d, on_d = channels_of(program % blocks, channels, BLOCK)
-    position = before + tl.arange(0, CHUNK)
-    x_ptr += row * sxb
-    t = token_at(position, begin, tokens, REVERSE)
-    on = (position < tokens)[:, None] & on_d[None, :]
-    dpre = tl.load(dy_ptr + row * sgb + t[:, None] * sgl + d[None, :], mask=on, other=0.0).to(tl.float32)
-    if SILU:
-        pre = convolve(
-            position, x_ptr, entry_ptr, taps_ptr, bias_ptr, segment, begin, tokens, d, on_d, sxl, channels,
-            W, REVERSE, BLOCK, CHUNK,
-        )  # fmt: skip
-        s = sigmoid(pre)
-        dpre = tl.where(on, dpre * (s + pre * s * (1.0 - s)), 0.0)
-    tl.store(dpre_ptr + (row * length + t[:, None]) * channels + d[None, :], dpre, mask=on)
-    tl.store(dbias_ptr + k * channels + d, tl.sum(dpre, 0), mask=on_d)
-    for w in range(W):
-        source = position - (W - 1) + w
-        x = inputs_at(source, x_ptr, entry_ptr, segment, begin, tokens, d, on_d, sxl, channels, W, REVERSE)
-        tl.store(dtaps_ptr + (k * W + w) * channels + d, tl.sum(dpre * x, 0), mask=on_d)
+    x_ptr += row * sxb + d
+    y_ptr += row * length * channels + d
+    taps = load_taps(taps_ptr, d, on_d, channels, W)
+    bias = tl.zeros((BLOCK,), tl.float32)
+    if bias_ptr is not None:
+        bias += tl.load(bias_ptr + d, mask=on_d, other=0.0)
+    window = inputs_before(first, x_ptr, sxl, entry_ptr, segment, begin, tokens, d, on_d, channels, W, REVERSE)
+    for part in range(tl.cdiv(tl.minimum(tokens - first, CHUNK), STEPS).to(tl.int32)):
+        position = first + part * STEPS
+        fetched = fetch_rows(x_ptr, sxl, position, begin, tokens, on_d, STEPS, REVERSE)
+        rows = window
+        for j in tl.static_range(STEPS):
+            rows = rows + (widen(fetched[j]),)
+            y = convolve(rows, taps, bias, j, W)
+            if SILU:
+                y *= sigmoid(y)
+            at = token_at(position + j, begin, tokens, REVERSE) * channels
+            tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=only_if(on_d, position + j < tokens))
+        window = last_of(rows, W - 1, STEPS)
 
 
 @triton.jit
-def gradient_at(
-    position, dpre_ptr, dfinal_ptr, taps_ptr, row, length, segment, begin, tokens, d, on_d, channels,
-    W: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Gradient of the inputs at positions [T], those of the initial state included: [T, BLOCK]."""
-    total = tl.zeros((CHUNK, BLOCK), tl.float32)
-    for w in range(W):
-        reader = position + (W - 1) - w
-        tap = tl.load(taps_ptr + w * channels + d, mask=on_d, other=0.0)
-        at = row * length + token_at(reader, begin, tokens, REVERSE)
-        on = ((reader >= 0) & (reader < tokens))[:, None] & on_d[None, :]
-        total += tap[None, :] * tl.load(dpre_ptr + at[:, None] * channels + d[None, :], mask=on, other=0.0)
-    if dfinal_ptr is not None:
-        slot = position - tokens + (W - 1)
-        on = ((slot >= 0) & (slot < W - 1))[:, None] & on_d[None, :]
-        at = segment * (W - 1) + slot
-        total += tl.load(dfinal_ptr + at[:, None] * channels + d[None, :], mask=on, other=0.0)
+def input_gradient(dpres, taps, LAST: tl.constexpr, W: tl.constexpr):
+    """Gradient of the input W - 1 positions before ``LAST``, from the gradients before the activation since then."""
+    total = taps[0] * dpres[LAST]
+    for w in tl.static_range(1, W):
+        total += taps[w] * dpres[LAST - w]
     return total
 
 
 @triton.jit(do_not_specialize=VARYING)
-def input_kernel(
-    dpre_ptr, dfinal_ptr, taps_ptr, dx_ptr, segment_ptr, table_ptr, length, per_row, segments, channels, blocks,
-    W: tl.constexpr, SILU: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+def gradient_kernel(
+    dy_ptr, x_ptr, entry_ptr, taps_ptr, bias_ptr, dx_ptr, dtaps_ptr, dbias_ptr, segment_ptr, table_ptr,
+    length, per_row, segments, channels, blocks, sgb, sgl, sxb, sxl, sob, sol,
+    W: tl.constexpr, SILU: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
     PACKED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of every token."""
+    """Gradient of every input as far as y depends on it, and one partial sum per chunk of the taps' and the bias's."""
     program = tl.program_id(0).to(tl.int64)
-    segment, row, begin, tokens, before = locate_positions(
-        program // blocks, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED
+    k = program // blocks
+    segment, row, begin, tokens, first = locate_positions(
+        k, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED
     )
     d, on_d = channels_of(program % blocks, channels, BLOCK)
-    position = before + tl.arange(0, CHUNK)
-    dx = gradient_at(
-        position, dpre_ptr, dfinal_ptr, taps_ptr, row, length, segment, begin, tokens, d, on_d, channels,
-        W, REVERSE, BLOCK, CHUNK,
-    )  # fmt: skip
-    t = row * length + token_at(position, begin, tokens, REVERSE)
-    on = (position < tokens)[:, None] & on_d[None, :]
-    tl.store(dx_ptr + t[:, None] * channels + d[None, :], dx.to(dx_ptr.dtype.element_ty), mask=on)
+    dy_ptr += row * sgb + d
+    x_ptr += row * sxb + d
+    dx_ptr += row * sob + d
+    taps = load_taps(taps_ptr, d, on_d, channels, W)
+    bias = tl.zeros((BLOCK,), tl.float32)
+    if bias_ptr is not None:
+        bias += tl.load(bias_ptr + d, mask=on_d, other=0.0)
+    window = inputs_before(first, x_ptr, sxl, entry_ptr, segment, begin, tokens, d, on_d, channels, W, REVERSE)
+    dbias = tl.zeros((BLOCK,), tl.float32)
+    dtaps, owed = (), ()  # what the last W - 1 gradients before the activation still owe to the inputs
+    for _w in tl.static_range(W):
+        dtaps = dtaps + (tl.zeros((BLOCK,), tl.float32),)
+    for _w in tl.static_range(W - 1):
+        owed = owed + (tl.zeros((BLOCK,), tl.float32),)
+    parts = tl.cdiv(tl.maximum(tl.minimum(tokens - first, CHUNK), 0), STEPS).to(tl.int32)
+    fetched = fetch_rows(x_ptr, sxl, first, begin, tokens, on_d, STEPS, REVERSE)
+    dys = fetch_rows(dy_ptr, sgl, first, begin, tokens, on_d, STEPS, REVERSE)
+    for part in range(parts):
+        position = first + part * STEPS
+        # the next rows are on their way while these are worked on: too few warps are resident to hide the wait
+        coming = fetch_rows(x_ptr, sxl, position + STEPS, begin, tokens, on_d, STEPS, REVERSE)
+        dys_coming = fetch_rows(dy_ptr, sgl, position + STEPS, begin, tokens, on_d, STEPS, REVERSE)
+        rows, dpres = window, owed
+        for j in tl.static_range(STEPS):
+            rows = rows + (widen(fetched[j]),)
+            dpre = through_activation(widen(dys[j]), convolve(rows, taps, bias, j, W), SILU)
+            dpres = dpres + (dpre,)
+            dbias += dpre
+            sums = ()
+            for w in tl.static_range(W):
+                sums = sums + (dtaps[w] + dpre * rows[j + w],)
+            dtaps = sums
+            source = position + j - (W - 1)
+            at = token_at(source, begin, tokens, REVERSE) * sol
+            mask = only_if(on_d, (source >= first) & (source < tokens))
+            tl.store(dx_ptr + at, input_gradient(dpres, taps, W - 1 + j, W).to(dx_ptr.dtype.element_ty), mask=mask)
+        window, owed = last_of(rows, W - 1, STEPS), last_of(dpres, W - 1, STEPS)
+        fetched, dys = coming, dys_coming
+    rows, dpres = window, owed
+    for j in tl.static_range(W - 1):
+        position = first + parts * STEPS + j
+        rows = rows + (widen(fetch_row(x_ptr, sxl, position, begin, tokens, on_d, REVERSE)),)
+        dy = widen(fetch_row(dy_ptr, sgl, position, begin, tokens, on_d, REVERSE))
+        dpres = dpres + (through_activation(dy, convolve(rows, taps, bias, j, W), SILU),)
+        source = position - (W - 1)
+        at = token_at(source, begin, tokens, REVERSE) * sol
+        mask = only_if(on_d, (source >= first) & (source < tokens))
+        tl.store(dx_ptr + at, input_gradient(dpres, taps, W - 1 + j, W).to(dx_ptr.dtype.element_ty), mask=mask)
+    tl.store(dbias_ptr + k * channels + d, dbias, mask=on_d)
+    for w in tl.static_range(W):
+        tl.store(dtaps_ptr + (k * W + w) * channels + d, dtaps[w], mask=on_d)
 
 
-@triton.jit(do_not_specialize=VARYING)
-def state_kernel(
-    x_ptr, entry_ptr, dpre_ptr, dfinal_ptr, taps_ptr, out_ptr, table_ptr, length, segments, channels, blocks, sxb, sxl,
-    W: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
-    GRADIENT: tl.constexpr,
-):  # fmt: skip
-    """Final states, the last W - 1 inputs of every segment; or with GRADIENT those of the initial states."""
-    program = tl.program_id(0).to(tl.int64)
+@triton.jit
+def locate_whole(program, blocks, table_ptr, segments, length, channels, BLOCK: tl.constexpr, PACKED: tl.constexpr):
+    """(segment, batch row, first token, number of tokens, channels, which exist) of a program per segment."""
     segment = program // blocks
     if PACKED:
         row, begin, tokens = segment * 0, tl.load(table_ptr + segment), tl.load(table_ptr + segments + segment)
     else:
         row, begin, tokens = segment, segment * 0, segment * 0 + length
     d, on_d = channels_of(program % blocks, channels, BLOCK)
-    slot = segment * 0 + tl.arange(0, SLOTS)
-    if GRADIENT:
-        value = gradient_at(
-            slot - (W - 1), dpre_ptr, dfinal_ptr, taps_ptr, row, length, segment, begin, tokens, d, on_d, channels,
-            W, REVERSE, BLOCK, SLOTS,
-        )  # fmt: skip
-    else:
-        value = inputs_at(
-            tokens - (W - 1) + slot, x_ptr + row * sxb, entry_ptr, segment, begin, tokens, d, on_d, sxl, channels,
-            W, REVERSE,
-        )  # fmt: skip
-    on = (slot < W - 1)[:, None] & on_d[None, :]
-    tl.store(out_ptr + (segment * (W - 1) + slot[:, None]) * channels + d[None, :], value, mask=on)
+    return segment, row, begin, tokens, d, on_d
+
+
+@triton.jit(do_not_specialize=VARYING)
+def state_kernel(
+    x_ptr, entry_ptr, final_ptr, table_ptr, length, segments, channels, blocks, sxb, sxl,
+    W: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """Final states: the last W - 1 inputs of every segment, reaching back into its initial state."""
+    segment, row, begin, tokens, d, on_d = locate_whole(
+        tl.program_id(0).to(tl.int64), blocks, table_ptr, segments, length, channels, BLOCK, PACKED
+    )
+    x_ptr += row * sxb + d
+    last = inputs_before(tokens, x_ptr, sxl, entry_ptr, segment, begin, tokens, d, on_d, channels, W, REVERSE)
+    for i in tl.static_range(W - 1):
+        tl.store(final_ptr + (segment * (W - 1) + i) * channels + d, last[i], mask=on_d)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def state_gradient_kernel(
+    dy_ptr, x_ptr, entry_ptr, taps_ptr, bias_ptr, dfinal_ptr, dx_ptr, dentry_ptr, table_ptr,
+    length, segments, channels, blocks, sgb, sgl, sxb, sxl, sob, sol,
+    W: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """Gradient of every initial state; the final state's, added to the inputs that it was copied from."""
+    segment, row, begin, tokens, d, on_d = locate_whole(
+        tl.program_id(0).to(tl.int64), blocks, table_ptr, segments, length, channels, BLOCK, PACKED
+    )
+    dy_ptr += row * sgb + d
+    x_ptr += row * sxb + d
+    dx_ptr += row * sob + d
+    taps = load_taps(taps_ptr, d, on_d, channels, W)
+    bias = tl.zeros((BLOCK,), tl.float32)
+    if bias_ptr is not None:
+        bias += tl.load(bias_ptr + d, mask=on_d, other=0.0)
+    start = tokens * 0
+    rows = inputs_before(start, x_ptr, sxl, entry_ptr, segment, begin, tokens, d, on_d, channels, W, REVERSE)
+    dpres = ()
+    for _i in tl.static_range(W - 1):
+        dpres = dpres + (tl.zeros((BLOCK,), tl.float32),)
+    for i in tl.static_range(W - 1):
+        position = start + i
+        x = input_row(position, x_ptr, sxl, entry_ptr, segment, begin, tokens, d, on_d, channels, W, REVERSE)
+        rows = rows + (x,)
+        dy = widen(fetch_row(dy_ptr, sgl, position, begin, tokens, on_d, REVERSE))
+        dpres = dpres + (through_activation(dy, convolve(rows, taps, bias, i, W), SILU),)
+        dentry = input_gradient(dpres, taps, W - 1 + i, W)
+        if dfinal_ptr is not None:
+            slot = (segment * (W - 1) + i - tokens) * channels + d
+            dentry += tl.load(dfinal_ptr + slot, mask=only_if(on_d, i >= tokens), other=0.0)
+            source = tokens - (W - 1) + i
+            on = only_if(on_d, source >= 0)
+            at = token_at(source, begin, tokens, REVERSE) * sol
+            dlast = tl.load(dfinal_ptr + (segment * (W - 1) + i) * channels + d, mask=on, other=0.0)
+            dx = tl.load(dx_ptr + at, mask=on, other=0.0).to(tl.float32) + dlast
+            tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=on)
+        if dentry_ptr is not None:
+            tl.store(dentry_ptr + (segment * (W - 1) + i) * channels + d, dentry, mask=on_d)
 
 
 class _Call:
@@ -160,35 +227,35 @@ class _Call:
         self.taps = weight.t().to(torch.float32).contiguous()
         self.bias = None if bias is None else bias.to(torch.float32).contiguous()
         self.entry = None if initial_state is None else initial_state.to(torch.float32).contiguous()
-        self.segments, self.silu, self.reverse = Segments(x, CHUNK, cu_seqlens), activation == "silu", reverse
+        self.silu, self.reverse = activation == "silu", reverse
         self.blocks = ceil_div(self.D, BLOCK)
+        short, long = CHUNKS
+        full = x.shape[0] * ceil_div(x.shape[1], long) * self.blocks >= resident_programs(x, 32)
+        self.chunk = long if full else short
+        self.segments = Segments(x, self.chunk, cu_seqlens)
         self.programs = self.segments.chunks * self.blocks if x.numel() else 0
 
     def geometry(self) -> tuple:
         spans = self.segments
         return spans.chunk_segment, spans.table, spans.length, spans.per_row, spans.count, self.D, self.blocks
 
-    def constants(self) -> dict[str, int | bool]:
+    def constants(self, steps: int) -> dict[str, int | bool]:
         return {
             "W": self.W,
             "SILU": self.silu,
-            "CHUNK": CHUNK,
+            "CHUNK": self.chunk,
             "BLOCK": BLOCK,
+            "STEPS": steps,
             "PACKED": self.segments.packed,
             "REVERSE": self.reverse,
+            "num_warps": 1,
         }
 
-    def states(self, dpre: torch.Tensor | None, dfinal: torch.Tensor | None, gradient: bool) -> torch.Tensor:
-        """Final states, or gradients of the initial ones: (S, W - 1, D)."""
-        spans = self.segments
-        out = torch.empty((spans.count, self.W - 1, self.D), dtype=torch.float32, device=self.x.device)
-        if out.numel():
-            state_kernel[(spans.count * self.blocks,)](
-                self.x, self.entry, dpre, dfinal, self.taps, out, spans.table, spans.length, spans.count, self.D,
-                self.blocks, self.x.stride(0), self.x.stride(1), W=self.W, SLOTS=triton.next_power_of_2(self.W - 1),
-                BLOCK=BLOCK, PACKED=spans.packed, REVERSE=self.reverse, GRADIENT=gradient,
-            )  # fmt: skip
-        return out
+    def state_geometry(self) -> tuple:
+        return self.segments.table, self.segments.length, self.segments.count, self.D, self.blocks
+
+    def state_constants(self) -> dict[str, int | bool]:
+        return {"W": self.W, "BLOCK": BLOCK, "PACKED": self.segments.packed, "REVERSE": self.reverse, "num_warps": 1}
 
 
 def forward(*args) -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,19 +267,27 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         y (B, L, D) in x's dtype, final states (S, W - 1, D).
     """
+    x, weight = args[:2]
+    if not 2 <= weight.shape[1] <= MOST_TAPS:
+        return reference.forward(*args)
     call = _Call(*args)
-    x = call.x
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    final = torch.empty((call.segments.count, call.W - 1, call.D), dtype=torch.float32, device=x.device)
     with guard(x):
         if call.programs:
             forward_kernel[(call.programs,)](
-                x, call.entry, call.taps, call.bias, y, *call.geometry(), x.stride(0), x.stride(1), **call.constants()
+                x, call.entry, call.taps, call.bias, y, *call.geometry(), *x.stride()[:2],
+                **call.constants(FORWARD_STEPS),
+            )  # fmt: skip
+        if final.numel():
+            state_kernel[(call.segments.count * call.blocks,)](
+                x, call.entry, final, *call.state_geometry(), *x.stride()[:2], **call.state_constants()
             )
-        return y, call.states(None, None, gradient=False)
+    return y, final
 
 
 def backward(
-    dy: torch.Tensor, dfinal: torch.Tensor | None, *args
+    dy: torch.Tensor, dfinal: torch.Tensor | None, *args, into: dict[str, torch.Tensor] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of x, weight, bias, initial_state (None where the operand is absent).
 
@@ -220,38 +295,46 @@ def backward(
         dy: Gradient of y (B, L, D).
         dfinal: Gradient of the final states (S, W - 1, D), or None.
         *args: Those of :func:`forward`.
+        into: ``{"dx": tensor}`` to write that gradient there; last dimension contiguous.
     """
+    x, weight, bias, initial = args[:4]
+    if not 2 <= weight.shape[1] <= MOST_TAPS:
+        return reference.backward(dy, dfinal, *args, into=into)
     call, dy = _Call(*args), rows_contiguous(dy)
-    (x, weight, bias, initial), K = args[:4], call.segments.chunks
+    dx = into["dx"] if into else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dfinal = None if dfinal is None else dfinal.float().contiguous()
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dpre = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    dparameters = dpre.new_empty((K, call.W * call.D)), dpre.new_empty((K, call.D))
+    K, options = call.segments.chunks if call.programs else 0, {"dtype": torch.float32, "device": x.device}
+    dtaps, dbias = torch.empty((K, call.W, call.D), **options), torch.empty((K, call.D), **options)
+    dentry = None if initial is None else torch.empty((call.segments.count, call.W - 1, call.D), **options)
+    strides = *dy.stride()[:2], *x.stride()[:2], *dx.stride()[:2]
+    operands = x, call.entry, call.taps, call.bias
     with guard(x):
         if call.programs:
-            activation_kernel[(call.programs,)](
-                dy, x, call.entry, call.taps, call.bias, dpre, *dparameters, *call.geometry(),
-                *dy.stride()[:2], *x.stride()[:2], **call.constants(),
+            gradient_kernel[(call.programs,)](
+                dy, *operands, dx, dtaps, dbias, *call.geometry(), *strides, **call.constants(BACKWARD_STEPS)
+            )
+        if call.segments.count and (dentry is not None or dfinal is not None):
+            state_gradient_kernel[(call.segments.count * call.blocks,)](
+                dy, *operands, dfinal, dx, dentry, *call.state_geometry(), *strides,
+                SILU=call.silu, **call.state_constants(),
             )  # fmt: skip
-            input_kernel[(call.programs,)](dpre, dfinal, call.taps, dx, *call.geometry(), **call.constants())
-        dentry = None if initial is None else call.states(dpre, dfinal, gradient=True).to(initial.dtype)
-    if not call.programs:
-        dparameters = tuple(part.new_zeros(1, part.shape[1]) for part in dparameters)
-    dtaps, dbias = (part.sum(0) for part in dparameters)
     return (
         dx,
-        dtaps.view(call.W, call.D).t().to(weight.dtype).contiguous(),
-        None if bias is None else dbias.to(bias.dtype),
-        dentry,
+        dtaps.sum(0).t().to(weight.dtype).contiguous(),
+        None if bias is None else dbias.sum(0).to(bias.dtype),
+        None if initial is None else dentry.to(initial.dtype),
     )
 
 
 def compile_cases() -> dict[str, CompileCase]:
-    """Every kernel with four taps, all operands, packed segments and bfloat16."""
-    types = {f"{name}_ptr": "*bf16" for name in ("x", "y", "dy", "dx")} | {"segment_ptr": "*i64", "table_ptr": "*i64"}
-    constants = {"W": 4, "SILU": True, "CHUNK": CHUNK, "BLOCK": BLOCK, "PACKED": True, "REVERSE": True}
-    state = {"W": 4, "SLOTS": 4, "BLOCK": BLOCK, "PACKED": True, "REVERSE": True, "GRADIENT": True}
-    cases = {
-        k.__name__: CompileCase(k, constants, types=types) for k in (forward_kernel, activation_kernel, input_kernel)
+    """Every kernel with all operands, packed and reversed, in bfloat16."""
+    types = dict.fromkeys(("x_ptr", "y_ptr", "dy_ptr", "dx_ptr"), "*bf16")
+    types |= dict.fromkeys(("segment_ptr", "table_ptr"), "*i64")
+    state = {"W": 4, "BLOCK": BLOCK, "PACKED": True, "REVERSE": True}
+    chunk = {**state, "SILU": True, "CHUNK": CHUNKS[1]}
+    return {
+        "forward_kernel": CompileCase(forward_kernel, {**chunk, "STEPS": FORWARD_STEPS}, 1, types),
+        "gradient_kernel": CompileCase(gradient_kernel, {**chunk, "STEPS": BACKWARD_STEPS}, 1, types),
+        "state_kernel": CompileCase(state_kernel, state, 1, types),
+        "state_gradient_kernel": CompileCase(state_gradient_kernel, {**state, "SILU": True}, 1, types),
     }
-    return cases | {"state_kernel": CompileCase(state_kernel, state, types=types)}

@@ -84,7 +84,7 @@ def selective_inner(
     if in_weight is None and dtype != x.dtype:
         raise ShapeError("dtype", expected=f"x's, {x.dtype}, without in_weight", got=str(dtype))
     _check(dict(zip(inner_slabs.OPERANDS, operands, strict=True)), cu_seqlens)
-    provider = dispatch.provider_for("selective_scan", A if dtype == torch.float64 else x)
+    provider = dispatch.provider_for("selective_scan", A if dtype == torch.float64 else x, in_weight, x_weight)
     slab = 0 if slab is None or slab >= x.shape[1] else slab
     return torch.ops.seqkit.selective_inner_fwd(*operands, cu_seqlens, slab, reverse, dtype, provider)[:3]
 

@@ -15,7 +15,11 @@ from seqkit.errors import ConfigError
 from seqkit.kernels import devices, dispatch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-MODULES = sorted(set(dispatch.PROVIDERS["triton"].values())) if dispatch.triton_installed() and not INTERPRETED else []
+MODULES = (
+    [*sorted(set(dispatch.PROVIDERS["triton"].values())), "seqkit.kernels.bench.triton_exponentials"]
+    if dispatch.triton_installed() and not INTERPRETED
+    else []
+)
 CASES = [(module, name) for module in MODULES for name in importlib.import_module(module).compile_cases()]
 CARDS = list(devices.ROWS)
 COMPILED = pytest.mark.skipif(not CASES, reason="needs Triton, and not its interpreter, which compiles nothing")

@@ -125,9 +125,10 @@ def forward(*args) -> tuple[torch.Tensor, ...]:
         u, conv = call.convolve(uz, conv, bounds)
         selected, delta = call.select(u)
         part, ssm, boundary = call.scan.forward(*call.scan_arguments(u, delta, selected, uz, ssm, bounds))
-        if call.out_weight is not None:
-            part = F.linear(part, call.out_weight, call.out_bias)
-        y = part if y is None else _put(y, span, part)
+        if y is not None:
+            _write(y[:, span], part, call.out_weight, call.out_bias)
+        else:
+            y = part if call.out_weight is None else F.linear(part, call.out_weight, call.out_bias)
         convs.append(conv)
         ssms.append(ssm)
         boundaries.append(boundary.flatten())
@@ -139,9 +140,16 @@ def _between(states: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(states[:-1]) if len(states) > 1 else states[0].new_empty((0, *states[0].shape))
 
 
-def _put(whole: torch.Tensor, span: slice, part: torch.Tensor) -> torch.Tensor:
-    whole[:, span] = part
-    return whole
+def _write(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None = None) -> None:
+    """Project x into the slab of a longer tensor: in place for one sequence, whose slab is contiguous."""
+    if weight is None:
+        out.copy_(x)
+    elif x.shape[0] > 1 or out.dtype != x.dtype:
+        out.copy_(F.linear(x, weight, bias))
+    elif bias is None:
+        torch.mm(x[0], weight.t(), out=out[0])
+    else:
+        torch.addmm(bias, x[0], weight.t(), out=out[0])
 
 
 class Totals(dict):
@@ -248,5 +256,5 @@ def _backward_slab(
         totals.add_product("in_weight", duz, call.x[:, span].to(call.dtype), call.wide)
         if call.in_bias is not None:
             totals.add("in_bias", duz.sum((0, 1), dtype=call.wide))
-        dx.copy_(torch.matmul(duz, call.in_weight))
+        _write(dx, duz, call.in_weight.t())
     return dconv, dssm

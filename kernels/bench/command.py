@@ -49,9 +49,22 @@ def time_all(runners: list[Runner], device: str, repeats: int) -> list[dict]:
             peak, results = peak_bytes(runner.both)
             row |= {"peak_gib": round(peak / GIB, 3), "peak_beyond_results_gib": round((peak - results) / GIB, 3)}
             if small(runner.case):
-                for name in ("forward", "both"):
-                    _add(row, f"{name}_graph", repeated([graphed(getattr(runner, name))], device, repeats)[0])
+                row |= _replayed(runner, repeats)
     return rows
+
+
+def _replayed(runner: Runner, repeats: int) -> dict:
+    row: dict = {}
+    try:
+        for name in ("forward", "both"):
+            _add(row, f"{name}_graph", repeated([graphed(getattr(runner, name))], "cuda", repeats)[0])
+    except Exception as error:  # a provider that cannot be captured keeps its eager times
+        row["graph_failed"] = _first_line(error)
+    return row
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
 
 
 def _add(row: dict, name: str, times: list[float]) -> None:
@@ -78,7 +91,7 @@ def rows_of(case: Case, providers: list[str], device: str, seed: int, repeats: i
             else:
                 runners.append((row, runner))
         except Exception as error:  # another package's failure is a result, and must not lose the others' rows
-            row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+            row["failed"] = _first_line(error)
         finally:
             runner = None
             if device == "cuda":
@@ -137,10 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _timed_rows(args: argparse.Namespace) -> list[dict]:
+def _timed_rows(args: argparse.Namespace, carried: dict) -> list[dict]:
     best = ceilings.measure(args.device)
     print(f"ceilings: {json.dumps(best.row())}", file=sys.stderr)
-    rows = []
+    carried, rows = carried | {"ceilings": best.row()}, []
     for case in cases(args.device, args.op, args.suite, args.length, args.dtype):
         wanted = [name for name in PROVIDERS[case.op] if not args.provider or name in args.provider]
         wanted = [name for name in wanted if available(case.op, name, args.device)]
@@ -151,7 +164,9 @@ def _timed_rows(args: argparse.Namespace) -> list[dict]:
                 row["peak_gib"] = process_peak_gib(case, row["provider"], args.threads, args.seed)
             if "failed" in row:
                 print(f"{case.op} {row['provider']}: not timed, {row['failed']}", file=sys.stderr)
-        rows += [row | {"ceilings": best.row()} for row in found]
+        found = [row | carried for row in found]
+        report.write_lines(found, args.out)  # at once: what comes later may take the process down
+        rows += found
     return rows
 
 
@@ -166,18 +181,17 @@ def main(argv: list[str] | None = None) -> int:
     if args.first_call_of:
         print(json.dumps(first_call.in_this_process(args.first_call_of, args.seed)))
         return 0
+    carried = report.environment(args.device, args.seed, " ".join(["seqkit bench kernels", *argv]))
     if args.first_call:
         if args.device != "cuda":
             raise ConfigError("--first-call", expected="a GPU, which compiles kernels at first use", got=args.device)
         ops = [op for op in args.op or OPERATIONS if available(op, "triton", args.device)]
-        rows = first_call.rows(ops, args.seed)
+        rows = [row | carried for row in first_call.rows(ops, args.seed)]
+        report.write_lines(rows, args.out)
     else:
-        rows = _timed_rows(args)
+        rows = _timed_rows(args, carried)
     if not rows:
         raise ConfigError("--provider", expected="one that is installed and has the op", got=str(args.provider))
-    carried = report.environment(args.device, args.seed, " ".join(["seqkit bench kernels", *argv]))
-    rows = [row | carried for row in rows]
-    report.write_lines(rows, args.out)
     if args.first_call:
         for row in rows:
             print(row["op"], row["first_call"], row.get("failed") or f"{row['forward_s']} s, {row['backward_s']} s")

@@ -48,7 +48,7 @@ class Operation:
         cpu: Default sizes on a CPU.
         gpu: Default sizes on a GPU.
         lengths: Default L on a CPU.
-        chained: Several roundings to the activations' dtype follow each other: wider tolerance.
+        roundings: Times that values are rounded to the activations' dtype one after the other.
     """
 
     operands: Callable[[Sizes, Draw], Tensors]
@@ -59,7 +59,7 @@ class Operation:
     cpu: Sizes
     gpu: Sizes
     lengths: tuple[int, ...]
-    chained: bool = False
+    roundings: int = 1
 
 
 class Draw:
@@ -292,7 +292,7 @@ OPERATIONS = {
         {"B": 1, "M": 128, "N": 16, "W": 4, "R": 8, "slab": 0},
         {"B": 1, "M": 512, "N": 16, "W": 4, "R": 32, "slab": 0, "L": 1_048_576},
         (1024, 4096, 16_384),
-        chained=True,
+        roundings=5,  # projection, convolution, projection, scan, projection
     ),
     "attention": Operation(
         _attention_operands,

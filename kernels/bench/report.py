@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import platform
 import sys
 from pathlib import Path
 
 import torch
+
+from seqkit.kernels import dispatch
 
 COLUMNS = {
     "op": "op",
@@ -37,9 +40,8 @@ def environment(device: str, seed: int, command: str) -> dict:
     }
     if device != "cuda":
         return found | {"threads": torch.get_num_threads()}
-    import triton
-
-    return found | {"triton": triton.__version__, "cuda": torch.version.cuda}
+    triton = {"triton": importlib.metadata.version("triton")} if dispatch.triton_installed() else {}
+    return found | triton | {"cuda": torch.version.cuda}
 
 
 def _processor() -> str:

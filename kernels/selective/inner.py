@@ -60,7 +60,7 @@ def selective_inner(
         ssm_state: (S, E, N); zero if absent. S is B, or the number of packed segments.
         reverse: Scan from the last token of each segment to its first.
         cu_seqlens: Packed segments: int32 boundaries (S + 1,), first 0, last L; needs B = 1. A slab may end anywhere.
-        slab: Tokens of each row that a pass takes at a time; None takes all. The states between slabs are kept: S times
+        slab: Tokens of each row that a pass takes at a time; None takes all. The states between slabs are kept: B times
             E (N + W - 1) numbers a slab.
         dtype: What the projections compute in; None means x's, the only choice without ``in_weight``.
 
@@ -158,11 +158,9 @@ def _(
     kept = inner_slabs.boundary_elements(provider, (batch, length, channels, states), packed, slab)
     between = inner_slabs.count_slabs(length, slab) - 1
     width = channels if out_weight is None else out_weight.shape[0]
-    conv, ssm = (segments, taps - 1, channels), (segments, channels, states)
-    return (
-        x.new_empty((batch, length, width), dtype=dtype),
-        *(x.new_empty(shape, dtype=wide) for shape in (conv, ssm, (between, *conv), (between, *ssm), (kept,))),
-    )
+    conv, ssm = (taps - 1, channels), (channels, states)
+    rest = (segments, *conv), (segments, *ssm), (between, batch, *conv), (between, batch, *ssm), (kept,)
+    return x.new_empty((batch, length, width), dtype=dtype), *(x.new_empty(shape, dtype=wide) for shape in rest)
 
 
 @torch.library.custom_op("seqkit::selective_inner_bwd", mutates_args=())

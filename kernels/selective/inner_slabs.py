@@ -74,6 +74,22 @@ class Call:
             return self.cu_seqlens
         return (self.cu_seqlens - span.start).clamp_(0, span.stop - span.start)
 
+    def keep(self, span: slice, state: torch.Tensor) -> torch.Tensor:
+        """What backward needs of the states before a slab: packed, those of the one segment that may reach into it."""
+        return state if self.cu_seqlens is None else state.index_select(0, self._first_segment(span))
+
+    def restore(self, span: slice, kept: torch.Tensor, name: str) -> torch.Tensor:
+        """States before a slab; segments that ended earlier are empty here, those to come start as they were given."""
+        if self.cu_seqlens is None:
+            return kept
+        given = self.operands[name]
+        state = kept.new_zeros((self.segments, *kept.shape[1:])) if given is None else given.to(self.wide, copy=True)
+        return state.index_copy_(0, self._first_segment(span), kept)
+
+    def _first_segment(self, span: slice) -> torch.Tensor:
+        token = span.stop - 1 if self.reverse else span.start
+        return (self.cu_seqlens <= token).sum().view(1) - 1
+
     def project(self, span: slice) -> torch.Tensor:
         """Inputs of convolution and gate (B, T, 2E)."""
         x = self.x[:, span]
@@ -111,8 +127,8 @@ def forward(*args) -> tuple[torch.Tensor, ...]:
         *args: :data:`OPERANDS`, then cu_seqlens, slab, reverse, dtype, provider.
 
     Returns:
-        y (B, L, D) or, without an output projection, (B, L, E); final states (S, W - 1, E) and (S, E, N); the same
-        before every slab but the first (K - 1, ...); the scan's boundary states of all slabs, flat.
+        y (B, L, D) or, without an output projection, (B, L, E); final states (S, W - 1, E) and (S, E, N); those before
+        every slab but the first (K - 1, B, ...); the scan's boundary states of all slabs, flat.
     """
     call = Call(*args)
     spans, batch, length = call.spans(), *call.x.shape[:2]
@@ -120,7 +136,10 @@ def forward(*args) -> tuple[torch.Tensor, ...]:
     y = call.x.new_empty((batch, length, width), dtype=call.dtype) if len(spans) > 1 else None
     conv, ssm = call.operands["conv_state"], call.operands["ssm_state"]
     convs, ssms, boundaries = [], [], []
-    for span in spans:
+    for k, span in enumerate(spans):
+        if k:
+            convs.append(call.keep(span, conv))
+            ssms.append(call.keep(span, ssm))
         bounds, uz = call.bounds(span), call.project(span)
         u, conv = call.convolve(uz, conv, bounds)
         selected, delta = call.select(u)
@@ -129,15 +148,10 @@ def forward(*args) -> tuple[torch.Tensor, ...]:
             _write(y[:, span], part, call.out_weight, call.out_bias)
         else:
             y = part if call.out_weight is None else F.linear(part, call.out_weight, call.out_bias)
-        convs.append(conv)
-        ssms.append(ssm)
         boundaries.append(boundary.flatten())
-    return y, conv, ssm, _between(convs), _between(ssms), boundaries[0] if len(spans) == 1 else torch.cat(boundaries)
-
-
-def _between(states: list[torch.Tensor]) -> torch.Tensor:
-    """States behind every slab but the last."""
-    return torch.stack(states[:-1]) if len(states) > 1 else states[0].new_empty((0, *states[0].shape))
+    if len(spans) == 1:
+        return y, conv, ssm, *(x.new_empty((0, batch, *x.shape[1:])) for x in (conv, ssm)), boundaries[0]
+    return y, conv, ssm, torch.stack(convs), torch.stack(ssms), torch.cat(boundaries)
 
 
 def _write(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None = None) -> None:
@@ -203,7 +217,8 @@ def backward(
         if k == 0:
             starts = call.operands["conv_state"], call.operands["ssm_state"]
         else:
-            starts = conv_starts[k - 1], ssm_starts[k - 1]
+            conv_start = call.restore(span, conv_starts[k - 1], "conv_state")
+            starts = conv_start, call.restore(span, ssm_starts[k - 1], "ssm_state")
         adjoints = dconv, dssm, boundary[begin:end].view(size)
         dconv, dssm = _backward_slab(call, totals, span, dy[:, span], starts, adjoints, dx[:, span])
         end = begin

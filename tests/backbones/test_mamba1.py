@@ -86,3 +86,21 @@ def test_time_steps_are_log_uniform_also_after_a_redraw(redraw):
 def test_floor_of_the_time_step():
     block = Mamba1(d_model=64, dt_min=1e-6, dt_max=1e-3, dt_init_floor=1e-4)
     assert F.softplus(block.dt_proj.bias.double()).min() > 0.99e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("slab", [None, 100])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_on_a_gpu_as_on_a_cpu(slab, reverse):
+    """A GPU runs the inner path as one op, a CPU one op per part."""
+    torch.manual_seed(0)
+    results = []
+    block, x = Mamba1(40, slab=slab), torch.randn(2, 333, 40)
+    for device in ("cpu", "cuda"):
+        block.zero_grad()
+        block.to(device)
+        y, state = block(x.to(device), reverse=reverse)
+        (y.square().mean() + state.ssm.square().mean()).backward()
+        results.append([t.detach().cpu() for t in (y, state.conv, state.ssm, *(p.grad for p in block.parameters()))])
+    for ours, expected in zip(*results, strict=True):
+        assert (ours - expected).norm() < 1e-4 * expected.norm()

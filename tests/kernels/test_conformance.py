@@ -92,7 +92,7 @@ def test_states_and_channels(provider, device, states):
     check(type(problem)(problem.op, tensors, problem.settings), TOLERANCES[torch.float32])
 
 
-@pytest.mark.parametrize("taps", [1, 2, 3, 4, 70])
+@pytest.mark.parametrize("taps", [1, 2, 3, 4, 8, 70])
 @pytest.mark.parametrize("absent", ["", "bias", "initial_state"])
 def test_conv_taps_and_operands(provider, device, taps, absent):
     problem = make_problem("causal_conv", length=140, device=device)

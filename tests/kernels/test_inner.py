@@ -243,6 +243,13 @@ def kept_bytes(slab):
     return sum(kept.values())
 
 
+def test_packed_slabs_keep_one_state_a_border():
+    """However many segments there are: only one can reach across."""
+    tensors, options = operands(length=60, packed=list(range(0, 61, 2)))
+    kept = torch.ops.seqkit.selective_inner_fwd(*raw_arguments(tensors, options["cu_seqlens"], 10))[3:5]
+    assert [tuple(x.shape) for x in kept] == [(5, 1, W - 1, E), (5, 1, E, N)]
+
+
 @pytest.mark.parametrize("slab", [None, 500])
 def test_keeps_no_activation(slab):
     """Chunk-start states of the reference: N E / 16 numbers a token; an activation would be E of them."""

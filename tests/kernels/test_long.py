@@ -64,3 +64,26 @@ def test_channels_beyond_32_bits_of_elements(block):
             assert_close("dA", cut, alone.double(), TOLERANCES[torch.float32])
         else:
             assert torch.equal(cut, alone), name
+
+
+@pytest.mark.parametrize("block", [0, 1024, 2048])
+def test_convolution_beyond_32_bits_of_elements(block):
+    if torch.cuda.get_device_properties(0).total_memory < 40 * 2**30:
+        pytest.skip("needs 40 GiB of GPU memory")
+    part, make = slice(block, block + 32), Maker(torch.float32, "cuda")
+    torch.manual_seed(0)
+    x = torch.randn(1, LENGTH, 2080, device="cuda", dtype=torch.bfloat16)
+    weight, bias = make.parameter(2080, 4), make.parameter(2080)
+    assert x.numel() > 2**31
+    dy = torch.zeros_like(x)
+    dy[..., part] = x[..., part]
+    results = []
+    for tensors, gradient in (((x, weight, bias), dy), ((x[..., part], weight[part], bias[part]), x[..., part])):
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        y = kernels.causal_conv(leaves[0], leaves[1], bias=leaves[2], activation="silu")
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, gradient)])
+    (y, dx, *dparameters), (y_alone, dx_alone, *dparameters_alone) = results
+    assert torch.equal(y[..., part], y_alone)
+    assert torch.equal(dx[..., part], dx_alone)
+    for name, full, alone in zip(("dweight", "dbias"), dparameters, dparameters_alone, strict=True):
+        assert_close(name, full[part], alone.double(), TOLERANCES[torch.float32])

@@ -11,7 +11,8 @@ import numpy
 import pytest
 import torch
 
-from seqkit.kernels.testing import TOLERANCES, check, make_problem
+from seqkit.backbones import Mamba1
+from seqkit.kernels.testing import TOLERANCES, assert_close, check, make_problem
 
 INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
 SETTINGS = {"selective_scan": {"delta_softplus": True}, "causal_conv": {"activation": "silu"}}
@@ -36,7 +37,7 @@ def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "10 passed" in done.stdout
+    assert "12 passed" in done.stdout
 
 
 @inside
@@ -62,6 +63,24 @@ def test_no_tokens(op):
 def test_bfloat16_in_groups_without_options():
     problem = make_problem("selective_scan", batch=1, length=5, groups=2, dtype=torch.bfloat16)
     check(problem.without("D", "z", "delta_bias", "initial_state"), TOLERANCES[torch.bfloat16])
+
+
+@inside
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_inner_path_in_slabs(reverse):
+    """Gradients written side by side, y written again by the backward pass, states and adjoints between slabs."""
+    results = []
+    for provider in ("triton", "reference"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SEQKIT_KERNELS", provider)
+            torch.manual_seed(0)
+            block = Mamba1(4, d_state=3, slab=7)
+            x = torch.randn(2, 18, 4, requires_grad=True)
+            y, state = block(x, reverse=reverse)
+            loss = y.square().sum() + state.conv.sum() + state.ssm.square().sum()
+            results.append([y, *torch.autograd.grad(loss, [x, *block.parameters()])])
+    for ours, want in zip(*results, strict=True):
+        assert_close("inner", ours, want.double(), TOLERANCES[torch.float32])
 
 
 @inside

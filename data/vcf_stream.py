@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _INDEX_SLACK_S = 120
 _CELLS = 4_000_000
+_LONGEST_CONTIG = (1 << 31) - 1
 
 
 TEXT_FIELDS = ("CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "GENOTYPES")
@@ -98,18 +100,10 @@ class VcfSource:
         with self._errors():
             handle = self._first if self._stream else import_pysam().VariantFile(str(self.path))
             self.header = handle.header
-            waiting, first, number = [], start, -1
-            for number, record in enumerate(self._records(handle)):
-                if number < start:
-                    continue
-                if stop is not None and number >= stop:
-                    break
-                waiting.append(record)
-                if len(waiting) == size:
-                    yield self._chunk(waiting, first)
-                    waiting, first = [], number + 1
-            if waiting:
-                yield self._chunk(waiting, first)
+            records, first = islice(self._records(handle), start, stop), start
+            while block := list(islice(records, size)):
+                yield self._chunk(block, first)
+                first += len(block)
             if self._stream:
                 self._stream.check_end()
 
@@ -130,20 +124,19 @@ class VcfSource:
         return pl.DataFrame(columns, schema=chosen, strict=False)
 
     def _records(self, handle) -> Iterator[Any]:
+        """The chosen records, in file order."""
         if self.regions is None:
-            yield from handle
-            return
+            return iter(handle)
         if self._stream is None and has_fresh_index(self.path):
-            for contig in handle.header.contigs:
-                for start, end in self.regions.spans(contig):
-                    length = handle.header.contigs[contig].length
-                    for record in handle.fetch(contig, start, min(end, max(length or 0, 1 << 31))):
-                        if start <= record.start < end:
-                            yield record
-            return
-        for record in handle:
-            if self.regions.keeps(record.contig, record.start):
-                yield record
+            return self._fetched(handle)
+        return (record for record in handle if self.regions.keeps(record.contig, record.start))
+
+    def _fetched(self, handle) -> Iterator[Any]:
+        for contig in handle.header.contigs:
+            for start, end in self.regions.spans(contig):
+                for record in handle.fetch(contig, start, min(end, _LONGEST_CONTIG)):
+                    if start <= record.start < end:  # not what only reaches into the region
+                        yield record
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

@@ -27,16 +27,20 @@ EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_UNREADABLE = 3
 EXIT_MEMORY = 5
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived; unwinds the stack so that temporary files go and checkpoints stay.
+    """SIGINT, SIGTERM or SIGUSR1 (a SLURM job near its time limit) arrived.
+
+    It unwinds the stack so that temporary files go and checkpoints stay.
 
     Not a KeyboardInterrupt, because Lightning answers that one with exit code 1.
     """
 
     def __init__(self, signum: int):
         self.signum = signum
+        self.exit_code = 130 if signum == signal.SIGINT else 143
 
 
 def usage() -> str:
@@ -97,7 +101,7 @@ def guarded(verb: str, arguments: list[str], debug: bool) -> int:
     """Run a verb and map what it raises to the exit codes of the manual."""
     shown = warnings.showwarning
     warnings.showwarning = lambda message, *_, **__: print(f"seqkit {verb}: warning: {message}", file=sys.stderr)
-    previous = {signum: signal.signal(signum, _raise_stopped) for signum in (signal.SIGINT, signal.SIGTERM)}
+    previous = {signum: signal.signal(signum, _raise_stopped) for signum in STOPS}
     try:
         return importlib.import_module(VERBS[verb][0]).run(arguments) or 0
     except SeqkitError as error:
@@ -108,7 +112,7 @@ def guarded(verb: str, arguments: list[str], debug: bool) -> int:
         return 0
     except Stopped as stop:
         line = f"stopped by {signal.Signals(stop.signum).name}; the same command with --resume goes on from there"
-        return _failed(verb, line, 128 + stop.signum, debug)
+        return _failed(verb, line, stop.exit_code, debug)
     except OSError as error:
         return _failed(verb, f"{error.filename or 'file'}: {error.strerror or error}", EXIT_UNREADABLE, debug)
     except MemoryError:

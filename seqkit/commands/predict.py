@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
     trained = load_trained(config.ckpt, config.task)
     trained.task.to(torch_device(config.device))
     settings = trained.data_for(config.data)
-    regions = read_regions(config.regions) if config.regions else None
+    regions = read_regions(config.regions) if config.regions is not None else None
     source = open_source(config.data.variants, columns=config.data.columns, regions=regions)
     source.whole = source.kind == "vcf" and output_format(config.out, source) not in ("vcf", "vcf.gz", "bcf")
     scorer = VariantScorer(trained, settings)

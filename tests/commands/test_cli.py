@@ -34,6 +34,7 @@ def test_unknown_verb_names_the_nearest(capsys):
         (RuntimeError("boom"), 1),
         (cli.Stopped(signal.SIGINT), 130),
         (cli.Stopped(signal.SIGTERM), 143),
+        (cli.Stopped(signal.SIGUSR1), 143),
     ],
 )
 def test_errors_become_one_line_and_their_code(monkeypatch, capsys, error, code):
@@ -73,3 +74,12 @@ def test_configs_prints_a_shipped_file(capsys):
     assert "task: variant-effect" in capsys.readouterr().out
     assert cli.main(["configs"]) == 0
     assert "task/variant-effect" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("signum", cli.STOPS)
+def test_signals_become_their_exit_code_and_handlers_come_back(monkeypatch, capsys, signum):
+    before = signal.getsignal(signum)
+    monkeypatch.setattr("seqkit.commands.configs.run", lambda argv: signal.raise_signal(signum))
+    assert cli.main(["configs"]) == (130 if signum == signal.SIGINT else 143)
+    assert "--resume" in capsys.readouterr().err
+    assert signal.getsignal(signum) == before

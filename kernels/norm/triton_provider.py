@@ -17,7 +17,7 @@ from seqkit.kernels.triton_launch import CompileCase, ceil_div, guard, next_powe
 from seqkit.kernels.triton_math import sigmoid
 
 TILE = 4096  # elements of a program's tile, where a row is shorter
-REGISTERS = 64  # of a thread of the gradient kernel, about
+REGISTERS, TURNS = 255, 4  # of a thread of the gradient kernel; programs that a multiprocessor runs one after the other
 VARYING = ["rows", "per_program"]  # strides and widths are specialised: divisible ones load 16 bytes at once
 
 
@@ -143,8 +143,8 @@ def _differentiate(dy, dtotal, x, z, weight, out_dtype, with_residual, eps, size
     dy_RD, dtotal_RD, x_RD, z_RD = (None if t is None else _rows(t) for t in (dy, dtotal, x, z))
     shape, (R, D) = _shape(x_RD, size), x_RD.shape
     groups, row_blocks = D // size, ceil_div(R, shape["ROWS"])
-    resident = resident_programs(x, launch_row(x).programs_per_multiprocessor(shape["num_warps"], REGISTERS))
-    per_program = ceil_div(row_blocks, max(1, resident // groups))
+    at_once = launch_row(x).programs_per_multiprocessor(shape["num_warps"], REGISTERS)
+    per_program = ceil_div(row_blocks, max(1, resident_programs(x, TURNS * at_once) // groups))
     runs = ceil_div(row_blocks, per_program)
     dweight = torch.empty((runs, D), dtype=torch.float32, device=x.device)
     with guard(x):

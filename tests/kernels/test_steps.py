@@ -108,8 +108,9 @@ def test_opcheck(op, bare):
 
 
 @pytest.mark.parametrize("op", STEPS)
-def test_a_step_compiles_without_graph_breaks(provider, device, op):
-    problem = make_problem(op, length=1, device=device).having(**settings_of(op)).leaves()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # bfloat16 asks what the card can do
+def test_a_step_compiles_without_graph_breaks(provider, device, op, dtype):
+    problem = make_problem(op, length=1, device=device, dtype=dtype).having(**settings_of(op)).leaves()
     state = problem.tensors["initial_state"]
     torch._dynamo.reset()
     compiled = torch.compile(lambda p, s: step(p, 0, s), fullgraph=True, backend="aot_eager")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from seqkit.data.bgzip import check_bgzip_end, is_bgzip
 from seqkit.data.cache import cache_folder, cache_key
 from seqkit.data.genome import Interval, guess_build, match_contig
 from seqkit.errors import InputError
@@ -262,8 +263,8 @@ def _readable_path(path: Path) -> Path:
         raise InputError(str(path), expected="a readable file", got=str(error.strerror)) from error
     suffixed = path.suffix.lower() in (".gz", ".bgz")
     if head[:2] == b"\x1f\x8b":
-        is_bgzip = bool(head[3] & 4) and head[12:14] == b"BC"
-        return path if is_bgzip and suffixed else _decompressed(path)
+        check_bgzip_end(path)
+        return path if is_bgzip(head.ljust(18, b"\0")) and suffixed else _decompressed(path)
     if suffixed or not head.lstrip().startswith((b">", b";")):
         raise InputError(
             str(path),

@@ -7,12 +7,13 @@ resume needs lies under the final name.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,19 +169,27 @@ class PartialParquet(Partial):
 
     def append(self, frame: pl.DataFrame) -> None:
         """Add rows."""
-        with atomic(self.folder / f"{self._position:08d}.parquet") as partial:
+        with atomic(self.folder / f"{self._position:08d}.parquet") as partial, self._errors():
             frame.write_parquet(partial)
         self._position += 1
 
     def _sync(self) -> None:
-        pass
+        pass  # every piece is renamed when it is whole
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except pl.exceptions.ComputeError as error:  # how polars reports a full disk
+            raise InputError(str(self.path), expected="a Parquet file to be written", got=str(error)) from error
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Join the pieces under the final name; ``metadata`` goes into the file."""
-        frame = pl.scan_parquet(self._pieces())
-        types = _number_types(frame, self.text_columns)
-        frame = frame.with_columns(pl.col(name).cast(dtype) for name, dtype in types.items())
-        frame.sink_parquet(self.folder / "body", metadata=dict(metadata), maintain_order=True)
+        with self._errors():
+            frame = pl.scan_parquet(self._pieces())
+            types = _number_types(frame, self.text_columns)
+            frame = frame.with_columns(pl.col(name).cast(dtype) for name, dtype in types.items())
+            frame.sink_parquet(self.folder / "body", metadata=dict(metadata), maintain_order=True)
         os.replace(self.folder / "body", self.path)
         self.discard()
 

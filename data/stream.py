@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from seqkit.data.bgzip import BGZIP_END, cut_off, is_bgzip
 from seqkit.data.selection import Regions
 from seqkit.data.tables import TABLE_SUFFIXES, plain_suffix
 from seqkit.data.variants import VCF_SUFFIXES, VariantTable
 from seqkit.errors import InputError
-
-BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-"""The empty block at the end of every complete bgzip file (SAM specification, section 4.1.2)."""
 
 _COPY_BYTES = 1 << 16
 
@@ -126,28 +124,5 @@ class StreamedInput:
 
     def check_end(self) -> None:
         """Raise where a bgzip stream stopped before its end."""
-        if _is_bgzip(self._head) and self._tail != BGZIP_END:
-            raise truncated("standard input")
-
-
-def check_bgzip_end(path: Path) -> None:
-    """Raise where a bgzip file lacks its last block: a copy that was cut off may still be read without complaint."""
-    with path.open("rb") as handle:
-        if not _is_bgzip(handle.read(18)):
-            return
-        handle.seek(0, os.SEEK_END)
-        handle.seek(max(0, handle.tell() - len(BGZIP_END)))
-        if handle.read() != BGZIP_END:
-            raise truncated(str(path))
-
-
-def truncated(name: str) -> InputError:
-    """The error for a bgzip file without its end."""
-    return InputError(
-        name, expected="a complete bgzip file", got="one without its last block: it was cut off",
-        remedy="Fetch or write it again.",
-    )  # fmt: skip
-
-
-def _is_bgzip(head: bytes) -> bool:
-    return head[:4] == b"\x1f\x8b\x08\x04" and head[12:14] == b"BC"
+        if is_bgzip(self._head.ljust(18, b"\0")) and self._tail != BGZIP_END:
+            raise cut_off("standard input")

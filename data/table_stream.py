@@ -13,8 +13,9 @@ from pathlib import Path
 
 import polars as pl
 
+from seqkit.data.bgzip import check_bgzip_end
 from seqkit.data.selection import Regions
-from seqkit.data.stream import Chunk, StreamedInput, check_bgzip_end
+from seqkit.data.stream import Chunk, StreamedInput
 from seqkit.data.tables import MISSING, plain_suffix, separator_of
 from seqkit.data.variants import column_map, table_of_frame
 from seqkit.errors import InputError

@@ -11,8 +11,9 @@ from typing import Any
 
 import polars as pl
 
+from seqkit.data.bgzip import check_bgzip_end, is_gzip
 from seqkit.data.selection import Regions
-from seqkit.data.stream import Chunk, StreamedInput, check_bgzip_end
+from seqkit.data.stream import Chunk, StreamedInput
 from seqkit.data.variants import FIELDS, VariantTable, split_alternates
 from seqkit.data.vcf import import_pysam, record_fields, record_schema
 from seqkit.errors import InputError
@@ -51,13 +52,13 @@ class VcfSource:
         whole: bool = False,
     ):
         self.path, self.regions, self.keep, self.whole = path, regions, tuple(keep), whole
-        self._stream = stream
-        pysam = import_pysam()
+        self._stream, self._pipes = stream, []
         with self._errors():
             if stream is None:
                 check_bgzip_end(path)
-            self._file = None if stream is None else stream.file()
-            self._first = pysam.VariantFile(self._file if stream else str(path))
+            with contextlib.nullcontext() if stream else path.open("rb") as head:
+                self._plain_gzip = stream is None and is_gzip(head.read(18))
+            self._first = self._open()
             self.header_lines = str(self._first.header).splitlines()
             self.contig_lengths = {name: entry.length for name, entry in self._first.header.contigs.items()}
             self._info = dict(self._first.header.info.items())
@@ -88,7 +89,7 @@ class VcfSource:
 
     def count(self) -> int:
         """Number of chosen records."""
-        return sum(1 for _ in self._records(import_pysam().VariantFile(str(self.path))))
+        return sum(1 for _ in self._records(self._open()))
 
     def chunk_records(self, size: int) -> int:
         """Records in a chunk: fewer where a record has many samples."""
@@ -98,7 +99,7 @@ class VcfSource:
     def chunks(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
         """See :class:`seqkit.data.stream.Source`; a pipe gives its chunks once."""
         with self._errors():
-            handle = self._first if self._stream else import_pysam().VariantFile(str(self.path))
+            handle = self._first if self._stream else self._open()
             self.header = handle.header
             records, first = islice(self._records(handle), start, stop), start
             while block := list(islice(records, size)):
@@ -123,11 +124,19 @@ class VcfSource:
         chosen = {name: schema[name] for name in self.keep}
         return pl.DataFrame(columns, schema=chosen, strict=False)
 
+    def _open(self):
+        """The file for pysam; plain gzip, in which it cannot seek, goes through a pipe."""
+        source = str(self.path)
+        if self._stream or self._plain_gzip:
+            stream = self._stream or StreamedInput(self.path.open("rb"))
+            self._pipes.append(source := stream.file())
+        return import_pysam().VariantFile(source)
+
     def _records(self, handle) -> Iterator[Any]:
         """The chosen records, in file order."""
         if self.regions is None:
             return iter(handle)
-        if self._stream is None and has_fresh_index(self.path):
+        if self._stream is None and not self._plain_gzip and has_fresh_index(self.path):
             return self._fetched(handle)
         return (record for record in handle if self.regions.keeps(record.contig, record.start))
 
@@ -146,6 +155,11 @@ class VcfSource:
             yield
         except InputError:
             raise
+        except UnicodeDecodeError as error:
+            raise InputError(
+                str(self.path), expected="UTF-8 text, as VCF asks for", got=f"byte {error.object[error.start]:#x}",
+                remedy="Convert it: iconv -f latin1 -t utf-8.",
+            ) from error  # fmt: skip
         except (OSError, ValueError, EOFError) as error:
             if isinstance(error, OSError) and error.filename and Path(str(error.filename)) != self.path:
                 raise

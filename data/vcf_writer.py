@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from seqkit.data.stream import BGZIP_END
+from seqkit.data.bgzip import BGZIP_END
 from seqkit.data.variants import VariantTable
 from seqkit.data.vcf import import_pysam
 from seqkit.data.writers import ScoreField

@@ -158,5 +158,5 @@ def test_a_truncated_bgzip_is_an_input_error(tmp_path):
     whole = bundled.brca1().fasta.read_bytes()
     broken = tmp_path / "broken.fa.gz"
     broken.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="complete FASTA"):
+    with pytest.raises(InputError, match="complete bgzip"):
         Fasta(broken).fetch("17", 41_100_000, 41_100_010)

@@ -23,13 +23,11 @@ class LaunchRow:
         shared_memory: Largest of one program, bytes.
         warps: Resident on a multiprocessor.
         programs: Resident on a multiprocessor.
-        bfloat16: Whether there are instructions for it.
     """
 
     shared_memory: int
     warps: int
     programs: int
-    bfloat16: bool = True
 
     def programs_per_multiprocessor(self, warps: int, registers: int) -> int:
         """Programs of so many warps and registers per thread that a multiprocessor holds at once; at least 1."""
@@ -37,7 +35,7 @@ class LaunchRow:
 
 
 ROWS = {
-    (7, 5): LaunchRow(shared_memory=64 * KIB, warps=32, programs=16, bfloat16=False),
+    (7, 5): LaunchRow(shared_memory=64 * KIB, warps=32, programs=16),
     (8, 0): LaunchRow(shared_memory=163 * KIB, warps=64, programs=32),
     (8, 6): LaunchRow(shared_memory=99 * KIB, warps=48, programs=16),
     (8, 9): LaunchRow(shared_memory=99 * KIB, warps=48, programs=24),
@@ -46,10 +44,15 @@ ROWS = {
 }
 
 
-@cache
 def capability(index: int) -> tuple[int, int]:
-    """Compute capability of a GPU."""
-    return torch.cuda.get_device_capability(index)
+    """Compute capability of a GPU; not cached, because torch.compile folds exactly this question into a constant."""
+    properties = torch.cuda.get_device_properties(index)
+    return properties.major, properties.minor
+
+
+def has_bfloat16(version: tuple[int, int]) -> bool:
+    """Whether a compute capability has instructions for bfloat16."""
+    return version >= (8, 0)
 
 
 @cache
@@ -66,9 +69,3 @@ def row_for(version: tuple[int, int]) -> LaunchRow:
 def launch_row(x: torch.Tensor) -> LaunchRow:
     """Row of ``x``'s device; in the interpreter, which has no limits of its own, that of 9.0."""
     return row_for(capability(x.device.index)) if x.is_cuda else ROWS[9, 0]
-
-
-@torch.compiler.assume_constant_result  # a question to the driver: torch.compile cannot trace it
-def has_bfloat16(index: int) -> bool:
-    """Whether a GPU computes in bfloat16."""
-    return row_for(capability(index)).bfloat16

@@ -81,7 +81,7 @@ def provider_for(op: str, x: torch.Tensor, *others: torch.Tensor | None) -> str:
 def _lacks_bfloat16(x: torch.Tensor, others: tuple[torch.Tensor | None, ...]) -> bool:
     """Whether an operand is bfloat16 on a GPU that has no instructions for it."""
     narrow = any(t is not None and t.dtype == torch.bfloat16 for t in (x, *others))
-    return narrow and x.is_cuda and not devices.has_bfloat16(x.device.index)
+    return narrow and x.is_cuda and not devices.has_bfloat16(devices.capability(x.device.index))
 
 
 def _require_triton(op: str, x: torch.Tensor, others: tuple[torch.Tensor | None, ...]) -> None:

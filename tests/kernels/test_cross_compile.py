@@ -6,6 +6,8 @@ leaves out fails a test here.
 
 import importlib
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -40,7 +42,8 @@ def test_compiles_and_fits(module, name, card):
     case, row = importlib.import_module(module).compile_cases()[name], devices.ROWS[card]
     names = [parameter.name for parameter in case.kernel.params]
     assert case.constants.keys() <= set(names)
-    signature = {n: "constexpr" if n in case.constants else type_of(n, case.types, row.bfloat16) for n in names}
+    bfloat16 = devices.has_bfloat16(card)
+    signature = {n: "constexpr" if n in case.constants else type_of(n, case.types, bfloat16) for n in names}
     source = triton.compiler.ASTSource(case.kernel, signature=signature, constexprs=case.constants)
     target = GPUTarget("cuda", card[0] * 10 + card[1], 32)
     compiled = triton.compile(source, target=target, options={"num_warps": case.num_warps})
@@ -98,3 +101,9 @@ def test_bfloat16_needs_a_card_that_has_it(monkeypatch, version, provider, wide_
     else:
         with pytest.raises(ConfigError, match=r"8\.0 or higher for bfloat16.*Use float16 or float32 operands"):
             dispatch.provider_for("selective_scan", *operands)
+
+
+def test_importing_the_ops_starts_no_compiler():
+    code = "import sys, seqkit.kernels; print([name for name in ('triton', 'torch._dynamo') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,10 +1,11 @@
 """Selective scan on Triton, backward: adjoints of all chunks, a chain over them, gradients of all chunks.
 
 States are recomputed from the chunk starts that the forward pass kept: one sweep leaves a checkpoint every STEPS tokens
-in scratch memory, then the parts are walked last first with the states of one part in registers. Sums over channels and
-chunks are written as partial sums and added up afterwards, always in the same order: no atomics.
+in scratch memory, then the parts are walked last first with the states of one part in registers. Sums over the channels
+of a block are written once for all blocks that a program takes in turn, parameters' once for every chunk; what is left is
+added up afterwards, always in the same order: no atomics.
 
-Legend: B batch, L length, S segments, D channels, N states, G groups, K chunks, P programs.
+Legend: B batch, L length, S segments, D channels, N states, G groups, K chunks.
 """
 
 # ruff: noqa: RUF005  (the compiler of kernels knows no starred expressions)
@@ -15,191 +16,344 @@ import torch
 import triton
 import triton.language as tl
 
+from seqkit.kernels.devices import launch_row
 from seqkit.kernels.selective.forward import VARYING, chain
 from seqkit.kernels.selective.tiles import (
-    BLOCK,
     CHUNK,
-    SUMMARY_STEPS,
     Call,
+    advance,
     channel_block,
+    chunk_of,
     decay_rates,
-    fetch_rows,
-    row_of,
+    present,
+    put,
+    row_start,
     state_tile,
     step_size,
     strides_of,
+    take,
+    take_if,
+    warps_for,
 )
-from seqkit.kernels.triton_chunks import locate_chunk, only_if
-from seqkit.kernels.triton_launch import guard, next_power, resident_programs, rows_contiguous
-from seqkit.kernels.triton_math import LOG2_E, exp2, sigmoid
+from seqkit.kernels.triton_chunks import only_if
+from seqkit.kernels.triton_launch import INTERPRETED, ceil_div, guard, next_power, resident_programs, rows_contiguous
+from seqkit.kernels.triton_math import LN_2, exp2, sigmoid, widen
 
-PROGRAMS_PER_MULTIPROCESSOR = 8  # what the registers of a multiprocessor hold
-GRADIENT_STEPS = 2  # tokens whose states a program holds; 4 spill registers, 8 compile for 20 s
-BACKWARD_VARYING = [*VARYING, "work", "batch", "sgb", "sgl"]
+ADJOINT_BLOCK = 64  # channels of a program
+GRADIENT_BLOCK = 32
+GRADIENT_REGISTERS = 255  # of a thread
+BACKWARD_VARYING = [
+    *VARYING, "pieces", "batch", "sets", "sgb", "sgl", "sdub", "sdul", "sddb", "sddl", "sdzb", "sdzl", "syb", "syl",
+    "scratch_ptr",  # were its alignment known, states would be laid out for wide loads, four channels to a thread
+]  # fmt: skip
+
+
+@triton.jit
+def through_gate(z, y, dy):
+    """Gradients of z and y for y silu(z), and silu(z)."""
+    gate = sigmoid(z)
+    return dy * y * (gate + z * gate * (1.0 - gate)), dy * z * gate, z * gate
 
 
 @triton.jit(do_not_specialize=BACKWARD_VARYING)
 def adjoint_kernel(
     dy_ptr, delta_ptr, A_ptr, C_ptr, z_ptr, bias_ptr, ends_ptr, sums_ptr, segment_ptr, table_ptr,
     length, per_row, segments, channels, group, groups, blocks, sgb, sgl, sdb, sdl, sCb, sCl, sCg, szb, szl,
-    N: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    N: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Adjoint of every chunk's start if that of its end were zero (K, N, D), and its sum of delta (K, D)."""
-    k, g, d, on_d = channel_block(tl.program_id(0).to(tl.int64), group, groups, blocks, BLOCK)
-    row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED, REVERSE)
+    program = tl.program_id(0).to(tl.int64)
+    k, g = program // (blocks * groups), (program // blocks) % groups
+    d, on_d = channel_block(g, program % blocks, group, BLOCK)
+    row, first, count, some = chunk_of(k, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED, REVERSE)
     n = tl.arange(0, NP)
-    rates = decay_rates(A_ptr, n, d, on_d, N) * LOG2_E
+    on = (n < N)[:, None] & on_d[None, :]
+    all_d, all_n = present(tl.arange(0, BLOCK), on_d, MASKED), present(n, n < N, MASKED)
+    tile = state_tile(n, d, channels)
+    rates = decay_rates(A_ptr, tile, on)
     bias = tl.load(bias_ptr + d, mask=on_d, other=0.0) if bias_ptr is not None else 0.0
-    dy_ptr += row * sgb + d
-    delta_ptr += row * sdb + d
-    C_ptr += row * sCb + g * sCg + n
+    final = first + (1 - count if REVERSE else count - 1)  # its last token in scan order comes first here
+    dy_ptr += row * sgb + final * sgl + d
+    delta_ptr += row * sdb + final * sdl + d
+    C_ptr += row_start(row, final, g, sCb, sCl, sCg, WIDE) + n
+    dy, raw, c = take_if(dy_ptr, all_d, some), take_if(delta_ptr, all_d, some), widen(take_if(C_ptr, all_n, some))
+    if z_ptr is not None:
+        z_ptr += row * szb + final * szl + d
+        z = take_if(z_ptr, all_d, some)
     adjoint = tl.zeros((NP, BLOCK), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
-    parts = tl.cdiv(count, STEPS).to(tl.int32)
-    for back in range(parts):
-        part = parts - 1 - back
-        begin = part * STEPS
-        dys = fetch_rows(dy_ptr, sgl, first, begin, count, on_d, STEPS, REVERSE)
-        deltas = fetch_rows(delta_ptr, sdl, first, begin, count, on_d, STEPS, REVERSE)
-        Cs = fetch_rows(C_ptr, sCl, first, begin, count, n < N, STEPS, REVERSE)
+    for i in range(count):
+        more = i + 1 < count
+        dy_ptr += advance(more, sgl, False, not REVERSE)
+        delta_ptr += advance(more, sdl, False, not REVERSE)
+        C_ptr += advance(more, sCl, WIDE, not REVERSE)
+        next_dy, next_raw = take(dy_ptr, all_d, MASKED), take(delta_ptr, all_d, MASKED)
+        next_c = take(C_ptr, all_n, MASKED)
+        weight = dy.to(tl.float32)
         if z_ptr is not None:
-            zs = fetch_rows(z_ptr + row * szb + d, szl, first, begin, count, on_d, STEPS, REVERSE)
-        for j in tl.static_range(STEPS - 1, -1, -1):
-            _delta, positive, _slope = step_size(deltas[j], bias, begin + j < count, SOFTPLUS)
-            dy = dys[j].to(tl.float32)
-            if z_ptr is not None:
-                z = zs[j].to(tl.float32)
-                dy *= z * sigmoid(z)
-            adjoint = exp2(rates * positive[None, :]) * (adjoint + Cs[j].to(tl.float32)[:, None] * dy[None, :])
-            total += positive
-    at, on = state_tile(k, n, d, on_d, N, channels)
-    tl.store(ends_ptr + at, adjoint, mask=on)
+            z_ptr += advance(more, szl, False, not REVERSE)
+            next_z = take(z_ptr, all_d, MASKED)
+            gate = z.to(tl.float32)
+            weight *= gate * sigmoid(gate)
+            z = next_z
+        _delta, positive = step_size(raw, bias, SOFTPLUS)
+        adjoint = exp2(rates * positive[None, :]) * (adjoint + c[:, None] * weight[None, :])
+        total += positive
+        dy, raw, c = next_dy, next_raw, widen(next_c)
+    tl.store(ends_ptr + k * N * channels + tile, adjoint, mask=on)
     tl.store(sums_ptr + k * channels + d, total, mask=on_d)
 
 
 @triton.jit
-def checkpoints(
-    state, rates, bias, u_ptr, delta_ptr, B_ptr, sul, sdl, sBl, scratch, n, on_d, first, count,
-    N: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
-):  # fmt: skip
-    """Sweep through a chunk and leave the state before every part in scratch memory."""
-    for part in range(tl.cdiv(count, STEPS).to(tl.int32)):
-        tl.store(scratch + part * (NP * BLOCK), state)
-        begin = part * STEPS
-        us = fetch_rows(u_ptr, sul, first, begin, count, on_d, STEPS, REVERSE)
-        deltas = fetch_rows(delta_ptr, sdl, first, begin, count, on_d, STEPS, REVERSE)
-        Bs = fetch_rows(B_ptr, sBl, first, begin, count, n < N, STEPS, REVERSE)
-        for j in tl.static_range(STEPS):
-            delta, positive, _slope = step_size(deltas[j], bias, begin + j < count, SOFTPLUS)
-            x = delta * us[j].to(tl.float32)
-            state = exp2(rates * positive[None, :]) * state + Bs[j].to(tl.float32)[:, None] * x[None, :]
+def pair_of(ptr, stride, begin, last, mask, MASKED: tl.constexpr, WIDE: tl.constexpr):
+    """Rows of two tokens from number begin on; past the end of the chunk its last one."""
+    first, second = tl.minimum(begin, last) * stride, tl.minimum(begin + 1, last) * stride
+    if WIDE:
+        first, second = tl.multiple_of(first, 8), tl.multiple_of(second, 8)
+    return take(ptr + first, mask, MASKED), take(ptr + second, mask, MASKED)
 
 
 @triton.jit
-def through_gate(z, y, dy):
-    """Gradients of z and y for y silu(z)."""
-    gate = sigmoid(z)
-    return dy * y * (gate + z * gate * (1.0 - gate)), dy * z * gate
+def checkpoints(
+    state, rates, bias, u_ptr, delta_ptr, B_ptr, sul, sdl, sBl, scratch, all_d, all_n, pairs, last,
+    NP: tl.constexpr, BLOCK: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Sweep through a chunk and leave the state before every pair of tokens in scratch memory."""
+    begin = last * 0
+    u0, u1 = pair_of(u_ptr, sul, begin, last, all_d, MASKED, False)
+    raw0, raw1 = pair_of(delta_ptr, sdl, begin, last, all_d, MASKED, False)
+    b0, b1 = pair_of(B_ptr, sBl, begin, last, all_n, MASKED, WIDE)
+    b0, b1 = widen(b0), widen(b1)
+    for pair in range(pairs):
+        tl.store(scratch + pair * (NP * BLOCK), state)
+        begin += 2
+        next_u0, next_u1 = pair_of(u_ptr, sul, begin, last, all_d, MASKED, False)
+        next_raw0, next_raw1 = pair_of(delta_ptr, sdl, begin, last, all_d, MASKED, False)
+        next_b0, next_b1 = pair_of(B_ptr, sBl, begin, last, all_n, MASKED, WIDE)
+        delta, positive = step_size(raw0, bias, SOFTPLUS)
+        state = exp2(rates * positive[None, :]) * state + b0[:, None] * (delta * u0.to(tl.float32))[None, :]
+        delta, positive = step_size(raw1, bias, SOFTPLUS)
+        state = exp2(rates * positive[None, :]) * state + b1[:, None] * (delta * u1.to(tl.float32))[None, :]
+        u0, u1, raw0, raw1 = next_u0, next_u1, next_raw0, next_raw1
+        b0, b1 = widen(next_b0), widen(next_b1)
+
+
+@triton.jit
+def over_channels(total, tile, column: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr, SHUFFLE: tl.constexpr):
+    """``total`` [N, 8] with the sums of ``tile`` [N, BLOCK] over its channels added to one column.
+
+    A product with a matrix of zeros and ones on the tensor cores, where SHUFFLE does not ask for sums by shuffles.
+    EXACT splits terms into two bfloat16 parts, 16 bits in all; otherwise they are rounded to one.
+    """
+    if SHUFFLE:
+        return total + tl.sum(tile, 1)[:, None] * (tl.arange(0, 8) == column)[None, :].to(tl.float32)
+    ones = ((tl.arange(0, BLOCK) >= 0)[:, None] & (tl.arange(0, 8) == column)[None, :]).to(tl.bfloat16)
+    if EXACT:
+        part = (tile.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)  # its upper 16 bits
+        total = tl.dot(part.to(tl.bfloat16), ones, total)
+        tile -= part
+    return tl.dot(tile.to(tl.bfloat16), ones, total)
 
 
 @triton.jit(do_not_specialize=BACKWARD_VARYING)
 def gradient_kernel(
     dy_ptr, u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, starts_ptr, adjoints_ptr, scratch_ptr,
-    du_ptr, ddelta_ptr, dz_ptr, dB_ptr, dC_ptr, dA_ptr, dD_ptr, dbias_ptr, segment_ptr, table_ptr,
-    length, per_row, segments, channels, group, groups, blocks, work, batch,
+    du_ptr, ddelta_ptr, dz_ptr, y_ptr, dBC_ptr, dD_ptr, dbias_ptr, segment_ptr, table_ptr,
+    length, per_row, segments, channels, group, groups, blocks, pieces, batch, sets,
     sgb, sgl, sub, sul, sdb, sdl, sBb, sBl, sBg, sCb, sCl, sCg, szb, szl,
-    N: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    sdub, sdul, sddb, sddl, sdzb, sdzl, syb, syl,
+    N: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, EXACT: tl.constexpr, SHUFFLE: tl.constexpr,
+    SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of all tokens; parameters' as one partial sum per chunk, those of B and C as one per channel block."""
+    """Gradients of all tokens; dA of every chunk in place of its adjoints, dB and dC of every set of channel blocks.
+
+    A piece of work is a chunk with the blocks of one set: taken in turn by one program, they add up dB and dC in memory.
+    """
     n = tl.arange(0, NP)
-    tile = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * (CHUNK // STEPS * NP * BLOCK) + tile
-    for item in range(tl.program_id(0), work, tl.num_programs(0)):
-        k, g, d, on_d = channel_block(item + tl.zeros((), tl.int64), group, groups, blocks, BLOCK)
-        row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED, REVERSE)
-        decay = decay_rates(A_ptr, n, d, on_d, N)
-        bias = tl.load(bias_ptr + d, mask=on_d, other=0.0) if bias_ptr is not None else 0.0
-        skip = tl.load(D_ptr + d, mask=on_d, other=0.0) if D_ptr is not None else 0.0
-        at, on = state_tile(k, n, d, on_d, N, channels)
-        start = tl.load(starts_ptr + at, mask=only_if(on, count > 0), other=0.0)
-        adjoint = tl.load(adjoints_ptr + at, mask=only_if(on, count > 0), other=0.0)
-        us_ptr, ds_ptr, Bs_ptr = u_ptr + row * sub + d, delta_ptr + row * sdb + d, B_ptr + row * sBb + g * sBg + n
-        checkpoints(
-            start, decay * LOG2_E, bias, us_ptr, ds_ptr, Bs_ptr, sul, sdl, sBl, scratch, n, on_d, first, count,
-            N, NP, BLOCK, STEPS, SOFTPLUS, REVERSE,
-        )  # fmt: skip
-        tl.debug_barrier()
-        dA = tl.zeros((NP, BLOCK), tl.float32)
-        dD = tl.zeros((BLOCK,), tl.float32)
-        dbias = tl.zeros((BLOCK,), tl.float32)
-        of_block = (((item % blocks) * batch + row) * length * groups + g) * N + n
-        parts = tl.cdiv(count, STEPS).to(tl.int32)
-        for back in range(parts):
-            begin = (parts - 1 - back) * STEPS
-            state = tl.load(scratch + begin * (NP * BLOCK // STEPS))
-            us = fetch_rows(us_ptr, sul, first, begin, count, on_d, STEPS, REVERSE)
-            raws = fetch_rows(ds_ptr, sdl, first, begin, count, on_d, STEPS, REVERSE)
-            Bs = fetch_rows(Bs_ptr, sBl, first, begin, count, n < N, STEPS, REVERSE)
-            Cs = fetch_rows(C_ptr + row * sCb + g * sCg + n, sCl, first, begin, count, n < N, STEPS, REVERSE)
-            dys = fetch_rows(dy_ptr + row * sgb + d, sgl, first, begin, count, on_d, STEPS, REVERSE)
+    own = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * (CHUNK // 2 * NP * BLOCK) + own
+    all_n = present(n, n < N, MASKED)
+    slot = tl.arange(0, 8)  # dB and dC of the first token of a pair, then of the second
+    per_set = tl.cdiv(blocks, sets)
+    token = groups * 2 * N
+    if REVERSE:  # from here on strides lead to the next token in scan order
+        sul, sdl, sgl, szl, sBl, sCl, token = -sul, -sdl, -sgl, -szl, -sBl, -sCl, -token
+        sdul, sddl, sdzl, syl = -sdul, -sddl, -sdzl, -syl
+    for piece in range(tl.program_id(0), pieces, tl.num_programs(0)):
+        chosen = piece % sets
+        g, k = (piece // sets % groups).to(tl.int64), (piece // (sets * groups)).to(tl.int64)
+        row, first, count, some = chunk_of(k, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED, REVERSE)
+        last = tl.maximum(count - 1, 0).to(tl.int64)  # a slot without tokens reads a row that exists
+        head = -first if REVERSE else first
+        B_at = B_ptr + row_start(row, head, g, sBb, sBl, sBg, WIDE) + n
+        C_at = C_ptr + row_start(row, head, g, sCb, sCl, sCg, WIDE) + n
+        sums = dBC_ptr + (((chosen * batch + row) * length + first) * groups + g) * 2 * N
+        sums += n[:, None] + (slot % 2 * N)[None, :]
+        pairs = tl.cdiv(count, 2)
+        for block in range(chosen * per_set, tl.minimum(chosen * per_set + per_set, blocks)):
+            more = block > chosen * per_set
+            d, on_d = channel_block(g, block, group, BLOCK)
+            on = (n < N)[:, None] & on_d[None, :]
+            all_d = present(tl.arange(0, BLOCK), on_d, MASKED)
+            tile = state_tile(n, d, channels)
+            rates = decay_rates(A_ptr, tile, on)
+            bias = tl.load(bias_ptr + d, mask=on_d, other=0.0) if bias_ptr is not None else 0.0
+            skip = tl.load(D_ptr + d, mask=on_d, other=0.0) if D_ptr is not None else 0.0
+            u_at, delta_at = u_ptr + row * sub + head * sul + d, delta_ptr + row * sdb + head * sdl + d
+            dy_at = dy_ptr + row * sgb + head * sgl + d
+            du_at, ddelta_at = du_ptr + row * sdub + head * sdul + d, ddelta_ptr + row * sddb + head * sddl + d
             if z_ptr is not None:
-                zs = fetch_rows(z_ptr + row * szb + d, szl, first, begin, count, on_d, STEPS, REVERSE)
-            states = ()
-            for j in tl.static_range(STEPS):
-                states = states + (state,)
-                delta, positive, _slope = step_size(raws[j], bias, begin + j < count, SOFTPLUS)
-                write = Bs[j].to(tl.float32)[:, None] * (delta * us[j].to(tl.float32))[None, :]
-                state = exp2(decay * LOG2_E * positive[None, :]) * state + write
-            for j in tl.static_range(STEPS - 1, -1, -1):
-                t, valid = row_of(first, begin + j, count, REVERSE)
-                mask = only_if(on_d, valid)
-                u, dy = us[j].to(tl.float32), dys[j].to(tl.float32)
-                b, c = Bs[j].to(tl.float32), Cs[j].to(tl.float32)
-                delta, positive, slope = step_size(raws[j], bias, valid, SOFTPLUS)
-                out = (row * length + t) * channels + d
+                z_at, dz_at = z_ptr + row * szb + head * szl + d, dz_ptr + row * sdzb + head * sdzl + d
+            if y_ptr is not None:
+                y_at = y_ptr + row * syb + head * syl + d
+            checkpoints(
+                take_if(starts_ptr + k * N * channels + tile, on, some), rates, bias, u_at, delta_at, B_at, sul, sdl, sBl,
+                scratch, all_d, all_n, pairs, last, NP, BLOCK, SOFTPLUS, MASKED, WIDE,
+            )  # fmt: skip
+            tl.debug_barrier()
+            adjoint = take_if(adjoints_ptr + k * N * channels + tile, on, some)
+            dA = tl.zeros((NP, BLOCK), tl.float32)
+            dD = tl.zeros((BLOCK,), tl.float32)
+            dbias = tl.zeros((BLOCK,), tl.float32)
+            begin = tl.maximum(pairs - 1, 0).to(tl.int64) * 2
+            u0, u1 = pair_of(u_at, sul, begin, last, all_d, MASKED, False)
+            raw0, raw1 = pair_of(delta_at, sdl, begin, last, all_d, MASKED, False)
+            dy0, dy1 = pair_of(dy_at, sgl, begin, last, all_d, MASKED, False)
+            if z_ptr is not None:
+                z0, z1 = pair_of(z_at, szl, begin, last, all_d, MASKED, False)
+            for _back in range(pairs):
+                both = begin < last
+                sum_at = sums + (begin + slot // 2)[None, :] * token
+                on_sum = all_n[:, None] & (slot < (4 if both else 2))[None, :]
+                total = tl.load(sum_at, mask=only_if(on_sum, more), other=0.0)
+                b0, b1 = pair_of(B_at, sBl, begin, last, all_n, MASKED, WIDE)
+                c0, c1 = pair_of(C_at, sCl, begin, last, all_n, MASKED, WIDE)
+                before = tl.maximum(begin - 2, 0)
+                next_u0, next_u1 = pair_of(u_at, sul, before, last, all_d, MASKED, False)
+                next_raw0, next_raw1 = pair_of(delta_at, sdl, before, last, all_d, MASKED, False)
+                next_dy0, next_dy1 = pair_of(dy_at, sgl, before, last, all_d, MASKED, False)
                 if z_ptr is not None:
-                    dz, dy = through_gate(zs[j].to(tl.float32), tl.sum(c[:, None] * state, 0) + skip * u, dy)
-                    tl.store(dz_ptr + out, dz.to(dz_ptr.dtype.element_ty), mask=mask)
-                adjoint += c[:, None] * dy[None, :]
-                tokens = of_block + t * (groups * N)
-                tl.store(dC_ptr + tokens, tl.sum(dy[None, :] * state, 1), mask=only_if(n < N, valid))
-                tl.store(dB_ptr + tokens, tl.sum((delta * u)[None, :] * adjoint, 1), mask=only_if(n < N, valid))
-                dx = tl.sum(b[:, None] * adjoint, 0)
-                adjoint = exp2(decay * LOG2_E * positive[None, :]) * adjoint
-                state = states[j]
-                q = adjoint * state
-                dA += q * positive[None, :]
-                dexponent = tl.sum(decay * q, 0)
-                if not SOFTPLUS:
-                    dexponent = tl.where(delta < 0, 0.0, dexponent)
-                ddelta = tl.where(valid, (u * dx + dexponent) * slope, 0.0)
-                tl.store(du_ptr + out, (delta * dx + skip * dy).to(du_ptr.dtype.element_ty), mask=mask)
-                tl.store(ddelta_ptr + out, ddelta.to(ddelta_ptr.dtype.element_ty), mask=mask)
-                dD, dbias = dD + dy * u, dbias + ddelta
-        tl.store(dA_ptr + at, dA, mask=on)
-        tl.store(dD_ptr + k * channels + d, dD, mask=on_d)
-        tl.store(dbias_ptr + k * channels + d, dbias, mask=on_d)
-        tl.debug_barrier()
+                    next_z0, next_z1 = pair_of(z_at, szl, before, last, all_d, MASKED, False)
+                state = tl.load(scratch + begin * (NP * BLOCK // 2))
+                us, raws, dys = (
+                    (u0.to(tl.float32), u1.to(tl.float32)),
+                    (raw0, raw1),
+                    (dy0.to(tl.float32), dy1.to(tl.float32) * both),
+                )
+                delta0, positive0 = step_size(raw0, bias, SOFTPLUS)
+                delta1, positive1 = step_size(raw1, bias, SOFTPLUS)
+                deltas, positives = (delta0, delta1 * both), (positive0, positive1 * both)
+                held0 = exp2(rates * positives[0][None, :]) * state
+                held1 = exp2(rates * positives[1][None, :]) * (
+                    held0 + widen(b0)[:, None] * (deltas[0] * us[0])[None, :]
+                )
+                carried = (held0, held1)
+                for j in tl.static_range(1, -1, -1):
+                    mask_d = all_d if j == 0 else only_if(all_d, both)
+                    t = begin + j
+                    u, dy, b, c = us[j], dys[j], widen(b0 if j == 0 else b1), widen(c0 if j == 0 else c1)
+                    x = deltas[j] * u
+                    state = carried[j] + b[:, None] * x[None, :]
+                    if z_ptr is not None or y_ptr is not None:
+                        y = tl.sum(c[:, None] * state, 0) + skip * u
+                    if z_ptr is not None:
+                        z = (z0 if j == 0 else z1).to(tl.float32)
+                        dz, dy, gate = through_gate(z, y, dy)
+                        y *= gate
+                        tl.store(dz_at + t * sdzl, dz.to(dz_ptr.dtype.element_ty), mask=mask_d)
+                    if y_ptr is not None:
+                        tl.store(y_at + t * syl, y.to(y_ptr.dtype.element_ty), mask=mask_d)
+                    adjoint += c[:, None] * dy[None, :]
+                    total = over_channels(total, dy[None, :] * state, 2 * j + 1, BLOCK, EXACT, SHUFFLE)
+                    total = over_channels(total, x[None, :] * adjoint, 2 * j, BLOCK, EXACT, SHUFFLE)
+                    dx = tl.sum(b[:, None] * adjoint, 0)
+                    q = adjoint * carried[j]
+                    dA += q * positives[j][None, :]
+                    dexponent = tl.sum(rates * q, 0) * LN_2
+                    adjoint = exp2(rates * positives[j][None, :]) * adjoint
+                    if SOFTPLUS:
+                        ddelta = (u * dx + dexponent) * sigmoid(raws[j].to(tl.float32) + bias)
+                    else:
+                        ddelta = u * dx + tl.where(deltas[j] < 0, 0.0, dexponent)
+                    if j == 1:
+                        ddelta *= both
+                    du = deltas[j] * dx + skip * dy
+                    tl.store(du_at + t * sdul, du.to(du_ptr.dtype.element_ty), mask=mask_d)
+                    tl.store(ddelta_at + t * sddl, ddelta.to(ddelta_ptr.dtype.element_ty), mask=mask_d)
+                    dD += dy * u
+                    dbias += ddelta
+                tl.store(sum_at, total, mask=on_sum)
+                begin = before
+                u0, u1, raw0, raw1, dy0, dy1 = next_u0, next_u1, next_raw0, next_raw1, next_dy0, next_dy1
+                if z_ptr is not None:
+                    z0, z1 = next_z0, next_z1
+            tl.store(adjoints_ptr + k * N * channels + tile, dA, mask=on)
+            tl.store(dD_ptr + k * channels + d, dD, mask=on_d)
+            tl.store(dbias_ptr + k * channels + d, dbias, mask=on_d)
+            tl.debug_barrier()
 
 
 def _adjoints(call: Call, dy: torch.Tensor, dfinal: torch.Tensor | None):
     """Adjoints of the chunk ends (K, N, D) and of the initial states (S, D, N)."""
-    spans = call.segments
-    ends = torch.empty((spans.chunks, call.N, call.D), dtype=torch.float32, device=dy.device)
-    sums = ends.new_empty((spans.chunks, call.D))
-    if call.programs:
-        adjoint_kernel[(call.programs,)](
-            dy, call.delta, call.A, call.C, call.z, call.bias, ends, sums, *call.geometry(), *strides_of(dy),
-            *call.strides("delta", "C", "z"), STEPS=SUMMARY_STEPS, **call.constants(),
+    adjoints = torch.empty((call.segments.chunks, call.N, call.D), dtype=torch.float32, device=dy.device)
+    sums = adjoints.new_empty((call.segments.chunks, call.D))
+    if dy.numel():
+        block = ADJOINT_BLOCK
+        adjoint_kernel[(call.programs(block),)](
+            dy, call.delta, call.A, call.C, call.z, call.bias, adjoints, sums, *call.spans(), *call.channels(block),
+            *strides_of(dy), *call.strides("delta", "C", "z"), **call.constants(block),
         )  # fmt: skip
-    return chain(call, ends, sums, dfinal, flip=True)
+    return adjoints, chain(call, adjoints, sums, dfinal, flip=True)
+
+
+def _sets(call: Call, resident: int) -> int:
+    """Into how many sets the blocks of a group fall: the fewest that keep nearly all programs busy.
+
+    Each set has a dB and a dC of its own.
+    """
+    blocks, chunks = call.blocks(GRADIENT_BLOCK), call.segments.chunks * call.G
+
+    def rounds(sets: int) -> int:
+        return ceil_div(chunks * sets, resident) * ceil_div(blocks, sets)
+
+    best = min(rounds(sets) for sets in range(1, blocks + 1))
+    return next(sets for sets in range(1, blocks + 1) if rounds(sets) <= 1.1 * best)
+
+
+def _gradients(call: Call, dy, starts, adjoints, outputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Write the gradients of the tokens; returns those of B and C (2, B, L, G, N), of D and of the bias (K, D)."""
+    u, (du, ddelta, dz, y) = call.u, outputs
+    (batch, length), K = u.shape[:2], call.segments.chunks
+    if not u.numel():
+        return u.new_zeros((2, *call.B.shape)), *call.A.new_zeros((2, 1, call.D))
+    block, row = GRADIENT_BLOCK, launch_row(u)
+    resident = resident_programs(u, row.programs_per_multiprocessor(warps_for(call.N), GRADIENT_REGISTERS))
+    sets = _sets(call, resident)
+    pieces = K * call.G * sets
+    programs = min(pieces, resident)
+    sums = torch.empty((sets, batch, length, call.G, 2, call.N), dtype=torch.float32, device=u.device)
+    vectors = sums.new_empty((2, K, call.D))
+    scratch = sums.new_empty(programs * (CHUNK // 2) * next_power(call.N) * block)
+    gradient_kernel[(programs,)](
+        dy, u, call.delta, call.A, call.B, call.C, call.skip, call.z, call.bias, starts, adjoints, scratch,
+        du, ddelta, dz, y, sums, vectors[0], vectors[1], *call.spans(), *call.channels(block),
+        pieces, batch, sets, *strides_of(dy), *call.strides("u", "delta", "B", "C", "z"),
+        *strides_of(du), *strides_of(ddelta), *strides_of(dz), *strides_of(y),
+        EXACT=torch.float32 in (call.B.dtype, call.C.dtype), num_stages=1,
+        SHUFFLE=INTERPRETED or call.N < 16 or not row.bfloat16, **call.constants(block),
+    )  # fmt: skip
+    total = sums[0] if sets == 1 else sums.sum(0)
+    return total.movedim(3, 0), *vectors
 
 
 def backward(
-    dy: torch.Tensor, dfinal: torch.Tensor | None, starts_KND: torch.Tensor, *args
+    dy: torch.Tensor,
+    dfinal: torch.Tensor | None,
+    starts_KND: torch.Tensor,
+    *args,
+    into: dict[str, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state (None where the operand is absent).
 
@@ -208,42 +362,30 @@ def backward(
         dfinal: Gradient of the final states (S, D, N), or None.
         starts_KND: Chunk-start states of the forward pass.
         *args: Those of :func:`seqkit.kernels.selective.forward.forward`.
+        into: Tensors to write to, of the operands' shapes and contiguous in the last dimension: any of "du", "ddelta",
+            "dB", "dC", "dz", and "y" for the forward pass's output, which the backward pass computes on its way.
     """
-    call, dy = Call(*args), rows_contiguous(dy)
+    call, dy, into = Call(*args), rows_contiguous(dy), into or {}
     u, delta, A, B, C, D, z, delta_bias, initial_state = args[:9]
-    K, batch, device = call.segments.chunks, u.shape[0], u.device
 
-    def like(x):
-        return torch.empty(x.shape, dtype=x.dtype, device=device)
+    def target(name, x):
+        return (
+            into[name] if name in into else None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        )
 
-    du, ddelta, dz = like(u), like(delta), None if z is None else like(z)
-    partial = torch.empty((2, call.blocks, *B.shape), dtype=torch.float32, device=device)
-    dA = torch.empty((K, call.N, call.D), dtype=torch.float32, device=device)
-    dvectors = dA.new_empty((2, K, call.D))
-    programs = min(call.programs, resident_programs(u, PROGRAMS_PER_MULTIPROCESSOR))
-    scratch = dA.new_empty(programs * (CHUNK // GRADIENT_STEPS) * next_power(call.N) * BLOCK)
+    du, ddelta, dz, y = target("du", u), target("ddelta", delta), target("dz", z), into.get("y")
     with guard(u):
         adjoints, dentry = _adjoints(call, dy, None if dfinal is None else dfinal.float().contiguous())
-        if programs:
-            gradient_kernel[(programs,)](
-                dy, u, delta, call.A, B, C, call.skip, z, call.bias, starts_KND, adjoints, scratch,
-                du, ddelta, dz, partial[0], partial[1], dA, dvectors[0], dvectors[1], *call.geometry(),
-                call.programs, batch, *strides_of(dy), *call.strides("u", "delta", "B", "C", "z"),
-                STEPS=GRADIENT_STEPS, **call.constants(),
-            )  # fmt: skip
-    if not programs:
-        dA, dvectors = dA.new_zeros(1, call.N, call.D), dvectors.new_zeros(2, 1, call.D)
-    dB, dC = partial.sum(1).unbind(0)
-    dA_DN = dA.sum(0).t().masked_fill(call.A > 0, 0).to(A.dtype).contiguous()
-    dD, dbias = dvectors.sum(1).unbind(0)
+        (dB, dC), dD, dbias = _gradients(call, dy, starts_KND, adjoints, (du, ddelta, dz, y))
+    dA = adjoints if u.numel() else adjoints.new_zeros(1, call.N, call.D)
     return (
         du,
         ddelta,
-        dA_DN,
-        dB.to(B.dtype, copy=True),
-        dC.to(C.dtype, copy=True),
-        None if D is None else dD.to(D.dtype, copy=True),
+        dA.sum(0).t().masked_fill(A > 0, 0).to(A.dtype).contiguous(),
+        into["dB"].copy_(dB) if "dB" in into else dB.to(B.dtype, copy=True),
+        into["dC"].copy_(dC) if "dC" in into else dC.to(C.dtype, copy=True),
+        None if D is None else dD.sum(0).to(D.dtype),
         dz,
-        None if delta_bias is None else dbias.to(delta_bias.dtype, copy=True),
+        None if delta_bias is None else dbias.sum(0).to(delta_bias.dtype),
         None if initial_state is None else dentry.to(initial_state.dtype),
     )

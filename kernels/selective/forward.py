@@ -1,8 +1,5 @@
 """Selective scan on Triton, forward: summaries of all chunks, a chain over them, outputs of all chunks.
 
-A program owns BLOCK channels and one chunk; its state [N, BLOCK] stays in registers and time runs inside it. Rows of
-STEPS tokens are fetched before the first of them is used, which hides the latency of memory.
-
 Legend: B batch, L length, S segments, D channels, N states, G groups, K chunks.
 """
 
@@ -17,24 +14,30 @@ import triton.language as tl
 from seqkit.kernels.chunks import count_chunks
 from seqkit.kernels.selective.tiles import (
     CHUNK,
-    SUMMARY_STEPS,
     Call,
+    advance,
     channel_block,
+    chunk_of,
     decay_rates,
-    fetch_rows,
-    row_of,
+    present,
+    put,
+    row_start,
     state_tile,
     step_size,
+    take,
+    take_if,
 )
-from seqkit.kernels.triton_chunks import locate_chunk, locate_segment, only_if
+from seqkit.kernels.triton_chunks import locate_segment, only_if
 from seqkit.kernels.triton_launch import ceil_div, guard
-from seqkit.kernels.triton_math import LOG2_E, exp2, sigmoid
+from seqkit.kernels.triton_math import LOG2_E, exp2, sigmoid, widen
 
+SUMMARY_BLOCK = 64  # channels of a program: two to a thread
+OUTPUT_BLOCK = 64
 CHAIN_BLOCK = 64
-OUTPUT_STEPS = 1  # 4 takes 246 registers and is slower by a third
+CHAIN_STEPS = 16  # chunks fetched together
 VARYING = [
     "length", "per_row", "segments", "channels", "blocks", "group", "groups", "sub", "sul", "sdb", "sdl",
-    "sBb", "sBl", "sBg", "sCb", "sCl", "sCg", "szb", "szl", "syb", "syl",
+    "sBb", "sBl", "sBg", "sCb", "sCl", "sCg", "szb", "szl",
 ]  # fmt: skip
 
 
@@ -42,45 +45,67 @@ VARYING = [
 def summary_kernel(
     u_ptr, delta_ptr, A_ptr, B_ptr, bias_ptr, ends_ptr, sums_ptr, segment_ptr, table_ptr,
     length, per_row, segments, channels, group, groups, blocks, sub, sul, sdb, sdl, sBb, sBl, sBg,
-    N: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    N: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """End of every chunk from a zero start (K, N, D), and its sum of delta (K, D)."""
-    k, g, d, on_d = channel_block(tl.program_id(0).to(tl.int64), group, groups, blocks, BLOCK)
-    row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED, REVERSE)
+    program = tl.program_id(0).to(tl.int64)
+    k, g = program // (blocks * groups), (program // blocks) % groups
+    d, on_d = channel_block(g, program % blocks, group, BLOCK)
+    row, first, count, some = chunk_of(k, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED, REVERSE)
     n = tl.arange(0, NP)
-    rates = decay_rates(A_ptr, n, d, on_d, N) * LOG2_E
+    on = (n < N)[:, None] & on_d[None, :]
+    all_d, all_n = present(tl.arange(0, BLOCK), on_d, MASKED), present(n, n < N, MASKED)
+    tile = state_tile(n, d, channels)
+    rates = decay_rates(A_ptr, tile, on)
     bias = tl.load(bias_ptr + d, mask=on_d, other=0.0) if bias_ptr is not None else 0.0
-    u_ptr += row * sub + d
-    delta_ptr += row * sdb + d
-    B_ptr += row * sBb + g * sBg + n
+    u_ptr += row * sub + first * sul + d
+    delta_ptr += row * sdb + first * sdl + d
+    B_ptr += row_start(row, first, g, sBb, sBl, sBg, WIDE) + n
+    u, raw, b = take_if(u_ptr, all_d, some), take_if(delta_ptr, all_d, some), widen(take_if(B_ptr, all_n, some))
     state = tl.zeros((NP, BLOCK), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
-    for part in range(tl.cdiv(count, STEPS).to(tl.int32)):
-        begin = part * STEPS
-        us = fetch_rows(u_ptr, sul, first, begin, count, on_d, STEPS, REVERSE)
-        deltas = fetch_rows(delta_ptr, sdl, first, begin, count, on_d, STEPS, REVERSE)
-        Bs = fetch_rows(B_ptr, sBl, first, begin, count, n < N, STEPS, REVERSE)
-        for j in tl.static_range(STEPS):
-            delta, positive, _slope = step_size(deltas[j], bias, begin + j < count, SOFTPLUS)
-            x = delta * us[j].to(tl.float32)
-            state = exp2(rates * positive[None, :]) * state + Bs[j].to(tl.float32)[:, None] * x[None, :]
-            total += positive
-    at, on = state_tile(k, n, d, on_d, N, channels)
-    tl.store(ends_ptr + at, state, mask=on)
+    for i in range(count):
+        more = i + 1 < count
+        u_ptr += advance(more, sul, False, REVERSE)
+        delta_ptr += advance(more, sdl, False, REVERSE)
+        B_ptr += advance(more, sBl, WIDE, REVERSE)
+        next_u, next_raw = take(u_ptr, all_d, MASKED), take(delta_ptr, all_d, MASKED)
+        next_b = take(B_ptr, all_n, MASKED)
+        delta, positive = step_size(raw, bias, SOFTPLUS)
+        state = exp2(rates * positive[None, :]) * state + b[:, None] * (delta * u.to(tl.float32))[None, :]
+        total += positive
+        u, raw, b = next_u, next_raw, widen(next_b)
+    tl.store(ends_ptr + k * N * channels + tile, state, mask=on)
     tl.store(sums_ptr + k * channels + d, total, mask=on_d)
+
+
+@triton.jit
+def chunk_rows(
+    states_ptr, sums_ptr, first, begin, chunks, e, d, on, N: tl.constexpr, channels,
+    STEPS: tl.constexpr, FLIP: tl.constexpr,
+):  # fmt: skip
+    """Ends and sums of delta of STEPS chunks from number begin on; 0 past the last: it changes no state."""
+    ends, sums = (), ()
+    for j in tl.static_range(STEPS):
+        i = begin + j
+        k = first + (chunks - 1 - i if FLIP else i)
+        ends = ends + (tl.load(states_ptr + k * (N * channels) + e, mask=only_if(on, i < chunks), other=0.0),)
+        sums = sums + (tl.load(sums_ptr + k * channels + d, mask=only_if(on, i < chunks), other=0.0),)
+    return ends, sums
 
 
 @triton.jit(do_not_specialize=VARYING)
 def chain_kernel(
-    ends_ptr, sums_ptr, A_ptr, entry_ptr, starts_ptr, last_ptr, table_ptr, per_row, segments, channels, blocks,
+    states_ptr, sums_ptr, A_ptr, entry_ptr, last_ptr, table_ptr, per_row, segments, channels, blocks,
     N: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr,
     PACKED: tl.constexpr, FLIP: tl.constexpr,
 ):  # fmt: skip
     """Hand states from chunk to chunk of a segment, in scan order or (adjoints) against it.
 
-    Reads entries (S, D, N); writes the state each chunk starts from (K, N, D) and the one that leaves the segment
-    (S, D, N). The decay over a chunk is exp(A sum of delta): no product of decays spans chunks.
+    Takes the ends of the chunks (K, N, D) from zero starts and entries (S, D, N); leaves in place of the ends the states
+    that the chunks start from, and writes what leaves each segment (S, D, N). The decay over a chunk is
+    exp(A sum of delta): no product of decays spans chunks.
     """
     program = tl.program_id(0).to(tl.int64)
     segment = program // blocks
@@ -88,23 +113,22 @@ def chain_kernel(
     e = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
     on = e < N * channels
     d, n = e % channels, e // channels
-    rates = tl.minimum(tl.load(A_ptr + d * N + n, mask=on, other=0.0), 0.0) * LOG2_E
+    rates = tl.minimum(tl.load(A_ptr + e, mask=on, other=0.0), 0.0) * LOG2_E
     at_state = (segment * channels + d) * N + n
     state = tl.zeros((BLOCK,), tl.float32)
     if entry_ptr is not None:
         state += tl.load(entry_ptr + at_state, mask=on, other=0.0)
+    ends, sums = chunk_rows(states_ptr, sums_ptr, first, 0, chunks, e, d, on, N, channels, STEPS, FLIP)
     for part in range(tl.cdiv(chunks, STEPS).to(tl.int32)):
-        ends, sums = (), ()
+        begin = part * STEPS
+        next_ends, next_sums = chunk_rows(
+            states_ptr, sums_ptr, first, begin + STEPS, chunks, e, d, on, N, channels, STEPS, FLIP
+        )
         for j in tl.static_range(STEPS):
-            i = part * STEPS + j
-            k = first + (chunks - 1 - i if FLIP else i)
-            ends = ends + (tl.load(ends_ptr + k * (N * channels) + e, mask=only_if(on, i < chunks), other=0.0),)
-            sums = sums + (tl.load(sums_ptr + k * channels + d, mask=only_if(on, i < chunks), other=0.0),)
-        for j in tl.static_range(STEPS):
-            i = part * STEPS + j
-            k = first + (chunks - 1 - i if FLIP else i)
-            tl.store(starts_ptr + k * (N * channels) + e, state, mask=only_if(on, i < chunks))
+            k = first + (chunks - 1 - begin - j if FLIP else begin + j)
+            tl.store(states_ptr + k * (N * channels) + e, state, mask=only_if(on, begin + j < chunks))
             state = exp2(rates * sums[j]) * state + ends[j]
+        ends, sums = next_ends, next_sums
     tl.store(last_ptr + at_state, state, mask=on)
 
 
@@ -113,41 +137,54 @@ def output_kernel(
     u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, starts_ptr, y_ptr, segment_ptr, table_ptr,
     length, per_row, segments, channels, group, groups, blocks,
     sub, sul, sdb, sdl, sBb, sBl, sBg, sCb, sCl, sCg, szb, szl,
-    N: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    N: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Outputs of every chunk from the state it starts with."""
-    k, g, d, on_d = channel_block(tl.program_id(0).to(tl.int64), group, groups, blocks, BLOCK)
-    row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED, REVERSE)
+    program = tl.program_id(0).to(tl.int64)
+    k, g = program // (blocks * groups), (program // blocks) % groups
+    d, on_d = channel_block(g, program % blocks, group, BLOCK)
+    row, first, count, some = chunk_of(k, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED, REVERSE)
     n = tl.arange(0, NP)
-    rates = decay_rates(A_ptr, n, d, on_d, N) * LOG2_E
+    on = (n < N)[:, None] & on_d[None, :]
+    all_d, all_n = present(tl.arange(0, BLOCK), on_d, MASKED), present(n, n < N, MASKED)
+    tile = state_tile(n, d, channels)
+    rates = decay_rates(A_ptr, tile, on)
     bias = tl.load(bias_ptr + d, mask=on_d, other=0.0) if bias_ptr is not None else 0.0
     skip = tl.load(D_ptr + d, mask=on_d, other=0.0) if D_ptr is not None else 0.0
-    u_ptr += row * sub + d
-    delta_ptr += row * sdb + d
-    B_ptr += row * sBb + g * sBg + n
-    C_ptr += row * sCb + g * sCg + n
-    y_ptr += row * length * channels + d
-    at, on = state_tile(k, n, d, on_d, N, channels)
-    state = tl.load(starts_ptr + at, mask=only_if(on, count > 0), other=0.0)
-    for part in range(tl.cdiv(count, STEPS).to(tl.int32)):
-        begin = part * STEPS
-        us = fetch_rows(u_ptr, sul, first, begin, count, on_d, STEPS, REVERSE)
-        deltas = fetch_rows(delta_ptr, sdl, first, begin, count, on_d, STEPS, REVERSE)
-        Bs = fetch_rows(B_ptr, sBl, first, begin, count, n < N, STEPS, REVERSE)
-        Cs = fetch_rows(C_ptr, sCl, first, begin, count, n < N, STEPS, REVERSE)
+    u_ptr += row * sub + first * sul + d
+    delta_ptr += row * sdb + first * sdl + d
+    B_ptr += row_start(row, first, g, sBb, sBl, sBg, WIDE) + n
+    C_ptr += row_start(row, first, g, sCb, sCl, sCg, WIDE) + n
+    y_ptr += (row * length + first) * channels + d
+    u, raw = take_if(u_ptr, all_d, some), take_if(delta_ptr, all_d, some)
+    b, c = widen(take_if(B_ptr, all_n, some)), widen(take_if(C_ptr, all_n, some))
+    if z_ptr is not None:
+        z_ptr += row * szb + first * szl + d
+        z = take_if(z_ptr, all_d, some)
+    state = take_if(starts_ptr + k * N * channels + tile, on, some)
+    for i in range(count):
+        more = i + 1 < count
+        u_ptr += advance(more, sul, False, REVERSE)
+        delta_ptr += advance(more, sdl, False, REVERSE)
+        B_ptr += advance(more, sBl, WIDE, REVERSE)
+        C_ptr += advance(more, sCl, WIDE, REVERSE)
+        next_u, next_raw = take(u_ptr, all_d, MASKED), take(delta_ptr, all_d, MASKED)
+        next_b, next_c = take(B_ptr, all_n, MASKED), take(C_ptr, all_n, MASKED)
         if z_ptr is not None:
-            zs = fetch_rows(z_ptr + row * szb + d, szl, first, begin, count, on_d, STEPS, REVERSE)
-        for j in tl.static_range(STEPS):
-            t, valid = row_of(first, begin + j, count, REVERSE)
-            delta, positive, _slope = step_size(deltas[j], bias, valid, SOFTPLUS)
-            u = us[j].to(tl.float32)
-            state = exp2(rates * positive[None, :]) * state + Bs[j].to(tl.float32)[:, None] * (delta * u)[None, :]
-            y = tl.sum(Cs[j].to(tl.float32)[:, None] * state, 0) + skip * u
-            if z_ptr is not None:
-                z = zs[j].to(tl.float32)
-                y *= z * sigmoid(z)
-            tl.store(y_ptr + t * channels, y.to(y_ptr.dtype.element_ty), mask=only_if(on_d, valid))
+            z_ptr += advance(more, szl, False, REVERSE)
+            next_z = take(z_ptr, all_d, MASKED)
+        delta, positive = step_size(raw, bias, SOFTPLUS)
+        x = u.to(tl.float32)
+        state = exp2(rates * positive[None, :]) * state + b[:, None] * (delta * x)[None, :]
+        y = tl.sum(c[:, None] * state, 0) + skip * x
+        if z_ptr is not None:
+            gate = z.to(tl.float32)
+            y *= gate * sigmoid(gate)
+            z = next_z
+        put(y_ptr, y, all_d, MASKED)
+        y_ptr += -channels if REVERSE else channels
+        u, raw, b, c = next_u, next_raw, widen(next_b), widen(next_c)
 
 
 def boundary_shape(batch: int, length: int, channels: int, states: int, segments: int | None) -> tuple[int, int, int]:
@@ -155,18 +192,17 @@ def boundary_shape(batch: int, length: int, channels: int, states: int, segments
     return count_chunks(batch, length, CHUNK, segments), states, channels
 
 
-def chain(call: Call, ends: torch.Tensor, sums: torch.Tensor, entry: torch.Tensor | None, flip: bool):
-    """Chunk starts (K, N, D) and what leaves each segment (S, D, N); flipped for adjoints."""
+def chain(call: Call, states_KND: torch.Tensor, sums_KD: torch.Tensor, entry: torch.Tensor | None, flip: bool):
+    """Turn chunk ends into chunk starts in place; returns what leaves each segment (S, D, N). Flipped for adjoints."""
     spans, N, D = call.segments, call.N, call.D
-    starts = torch.zeros_like(ends) if spans.packed else torch.empty_like(ends)  # packed slots may stay unused
-    last = ends.new_empty((spans.count, D, N))
+    last = states_KND.new_empty((spans.count, D, N))
     blocks = ceil_div(N * D, CHAIN_BLOCK)
     if spans.count:
         chain_kernel[(spans.count * blocks,)](
-            ends, sums, call.A, entry, starts, last, spans.table, spans.per_row, spans.count, D, blocks,
-            N=N, BLOCK=CHAIN_BLOCK, CHUNK=CHUNK, STEPS=16, PACKED=spans.packed, FLIP=flip, num_warps=2,
+            states_KND, sums_KD, call.A, entry, last, spans.table, spans.per_row, spans.count, D, blocks,
+            N=N, BLOCK=CHAIN_BLOCK, CHUNK=CHUNK, STEPS=CHAIN_STEPS, PACKED=spans.packed, FLIP=flip, num_warps=2,
         )  # fmt: skip
-    return starts, last
+    return last
 
 
 def forward(*args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -181,19 +217,20 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     call = Call(*args)
     u, spans = call.u, call.segments
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    ends = torch.empty((spans.chunks, call.N, call.D), dtype=torch.float32, device=u.device)
-    sums = ends.new_empty((spans.chunks, call.D))
-    grid = (call.programs,)
+    states = torch.empty((spans.chunks, call.N, call.D), dtype=torch.float32, device=u.device)
+    sums = states.new_empty((spans.chunks, call.D))
     with guard(u):
-        if call.programs:
-            summary_kernel[grid](
-                u, call.delta, call.A, call.B, call.bias, ends, sums, *call.geometry(),
-                *call.strides("u", "delta", "B"), STEPS=SUMMARY_STEPS, **call.constants(),
+        if u.numel():
+            block = SUMMARY_BLOCK
+            summary_kernel[(call.programs(block),)](
+                u, call.delta, call.A, call.B, call.bias, states, sums, *call.spans(), *call.channels(block),
+                *call.strides("u", "delta", "B"), **call.constants(block),
             )  # fmt: skip
-        starts, final = chain(call, ends, sums, call.entry, flip=False)
-        if call.programs:
-            output_kernel[grid](
-                u, call.delta, call.A, call.B, call.C, call.skip, call.z, call.bias, starts, y, *call.geometry(),
-                *call.strides("u", "delta", "B", "C", "z"), STEPS=OUTPUT_STEPS, **call.constants(),
+        final = chain(call, states, sums, call.entry, flip=False)
+        if u.numel():
+            block = OUTPUT_BLOCK
+            output_kernel[(call.programs(block),)](
+                u, call.delta, call.A, call.B, call.C, call.skip, call.z, call.bias, states, y, *call.spans(),
+                *call.channels(block), *call.strides("u", "delta", "B", "C", "z"), **call.constants(block),
             )  # fmt: skip
-    return y, final, starts
+    return y, final, states

@@ -1,9 +1,11 @@
 """What the forward and backward kernels of the selective scan share: tiles on the device, one call on the host.
 
+A program owns BLOCK channels and walks through the tokens of a chunk; a thread holds all states of its channels (N to 16),
+so that sums over states stay in registers and time needs no communication. The row of the next token is asked for
+before the present one is worked on.
+
 Legend: B batch, L length, S segments, D channels, N states, G groups, K chunks.
 """
-
-# ruff: noqa: RUF005  (the compiler of kernels knows no starred expressions)
 
 from __future__ import annotations
 
@@ -11,63 +13,102 @@ import torch
 import triton
 import triton.language as tl
 
-from seqkit.kernels.triton_chunks import only_if
+from seqkit.kernels.triton_chunks import locate_chunk, only_if
 from seqkit.kernels.triton_launch import INTERPRETED, Segments, ceil_div, next_power
-from seqkit.kernels.triton_math import sigmoid, softplus
+from seqkit.kernels.triton_math import LOG2_E, softplus
 
 CHUNK = 16 if INTERPRETED else 256  # the same for every length, so that compiled graphs never depend on it
-SUMMARY_STEPS = 4  # tokens fetched together
-BLOCK = 32  # channels of a program: one warp wide, so that the sum over states stays inside a thread
 
 
 @triton.jit
-def channel_block(program, group, groups, blocks, BLOCK: tl.constexpr):
-    """(chunk, group, channels [BLOCK], which of them exist); blocks never straddle groups."""
-    block = program % blocks
-    g = (program // blocks) % groups
+def channel_block(g, block, group, BLOCK: tl.constexpr):
+    """(channels [BLOCK], which of them exist); blocks never straddle groups."""
     local = block * BLOCK + tl.arange(0, BLOCK)
-    return program // (blocks * groups), g, g * group + local, local < group
+    return g * group + local, local < group
 
 
 @triton.jit
-def decay_rates(A_ptr, n, d, on_d, N: tl.constexpr):
-    """min(A, 0) as a tile [N, BLOCK]: with delta >= 0 no exponent exceeds 0."""
-    on = (n < N)[:, None] & on_d[None, :]
-    return tl.minimum(tl.load(A_ptr + d[None, :] * N + n[:, None], mask=on, other=0.0), 0.0)
+def chunk_of(k, segment_ptr, table_ptr, segments, length, per_row, CHUNK: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr):  # fmt: skip  # noqa: E501
+    """(batch row, first token in scan order, number of tokens, whether there is one) of chunk k.
+
+    A slot without tokens names token 0, so that rows fetched before anything is known of them exist.
+    """
+    row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED, REVERSE)
+    return row, tl.where(count > 0, first, 0), count.to(tl.int32), count > 0
 
 
 @triton.jit
-def state_tile(k, n, d, on_d, N: tl.constexpr, channels):
-    """Offsets and mask of a tile [N, BLOCK] of states (K, N, D)."""
-    return (k * N + n[:, None]) * channels + d[None, :], (n < N)[:, None] & on_d[None, :]
+def present(index, on, MASKED: tl.constexpr):
+    """Mask of a row; all true, and known to be, where no channel or state is padding."""
+    if MASKED:
+        return on
+    else:
+        return index >= 0
 
 
 @triton.jit
-def row_of(first, i, count, REVERSE: tl.constexpr):
-    """Token number i of a chunk in scan order, and whether it exists."""
-    return (first - i if REVERSE else first + i), i < count
+def state_tile(n, d, channels):
+    """Offsets of a tile [N, BLOCK] in (N, D); 32 bits are enough within one state and take half the registers."""
+    return n[:, None] * channels.to(tl.int32) + d.to(tl.int32)[None, :]
 
 
 @triton.jit
-def fetch_rows(ptr, stride, first, begin, count, mask, STEPS: tl.constexpr, REVERSE: tl.constexpr):
-    """Rows of STEPS tokens of a chunk, all asked for before the first is used; 0 past its end."""
-    rows = ()
-    for j in tl.static_range(STEPS):
-        t, valid = row_of(first, begin + j, count, REVERSE)
-        rows = rows + (tl.load(ptr + t * stride, mask=only_if(mask, valid), other=0.0),)
-    return rows
+def decay_rates(A_ptr, tile, on):
+    """min(A, 0) log2(e) as a tile [N, BLOCK], from A (N, D): with delta >= 0 no exponent exceeds 0."""
+    return tl.minimum(tl.load(A_ptr + tile, mask=on, other=0.0), 0.0) * LOG2_E
 
 
 @triton.jit
-def step_size(raw, bias, valid, SOFTPLUS: tl.constexpr):
-    """(delta, max(delta, 0), d delta / d raw); delta is 0 where the token does not exist."""
+def row_start(row, first, g, row_stride, token_stride, group_stride, WIDE: tl.constexpr):
+    """Offset of the first row of a chunk in B or C; WIDE tells the compiler that it may load 16 bytes at once."""
+    at = row * row_stride + first * token_stride + g * group_stride
+    if WIDE:
+        at = tl.multiple_of(at, 8)
+    return at
+
+
+@triton.jit
+def advance(more, stride, WIDE: tl.constexpr, BACKWARD: tl.constexpr):
+    """Step to the next token; 0 where there is none: the last row is fetched twice rather than one past the end."""
+    step = tl.where(more, -1 if BACKWARD else 1, 0) * stride
+    if WIDE:
+        step = tl.multiple_of(step, 8)
+    return step
+
+
+@triton.jit
+def take(ptr, mask, MASKED: tl.constexpr):
+    """A row; padding is 0."""
+    if MASKED:
+        return tl.load(ptr, mask=mask, other=0.0)
+    else:
+        return tl.load(ptr)
+
+
+@triton.jit
+def take_if(ptr, mask, condition):
+    """A row where a scalar condition holds, else 0."""
+    return tl.load(ptr, mask=only_if(mask, condition), other=0.0)
+
+
+@triton.jit
+def put(ptr, x, mask, MASKED: tl.constexpr):
+    """Store a row in the dtype of its tensor."""
+    if MASKED:
+        tl.store(ptr, x.to(ptr.dtype.element_ty), mask=mask)
+    else:
+        tl.store(ptr, x.to(ptr.dtype.element_ty))
+
+
+@triton.jit
+def step_size(raw, bias, SOFTPLUS: tl.constexpr):
+    """(delta, max(delta, 0))."""
     raw = raw.to(tl.float32) + bias
     if SOFTPLUS:
-        delta, slope = softplus(raw), sigmoid(raw)
+        delta = softplus(raw)
+        return delta, delta
     else:
-        delta, slope = raw, raw * 0.0 + 1.0
-    delta = tl.where(valid, delta, 0.0)
-    return delta, tl.maximum(delta, 0.0), slope
+        return raw, tl.maximum(raw, 0.0)
 
 
 class Call:
@@ -78,45 +119,57 @@ class Call:
             return None if x is None else x.to(torch.float32).contiguous()
 
         self.u, self.delta, self.B, self.C, self.z = u, delta, B, C, z
-        self.A, self.skip, self.bias, self.entry = wide(A), wide(D), wide(delta_bias), wide(initial_state)
+        self.A, self.skip, self.bias, self.entry = wide(A.t()), wide(D), wide(delta_bias), wide(initial_state)
         self.segments = Segments(u, CHUNK, cu_seqlens)
         (self.D, self.N), self.G = A.shape, B.shape[2]
         self.group = self.D // self.G
-        self.blocks = ceil_div(self.group, BLOCK)
         self.softplus, self.reverse = delta_softplus, reverse
 
-    @property
-    def programs(self) -> int:
+    def blocks(self, block: int) -> int:
+        """Blocks of channels in a group."""
+        return ceil_div(self.group, block)
+
+    def programs(self, block: int) -> int:
         """Chunks x blocks of channels; 0 where there is no token at all."""
-        return self.segments.chunks * self.G * self.blocks if self.u.numel() else 0
+        return self.segments.chunks * self.G * self.blocks(block) if self.u.numel() else 0
 
-    @property
-    def warps(self) -> int:
-        """16 states per thread up to N = 128, 32 beyond."""
-        return min(8, max(1, next_power(self.N) // 16))
-
-    def geometry(self) -> tuple:
-        """Where chunks and channels lie, in the order of every kernel's signature."""
+    def spans(self) -> tuple:
+        """Where the chunks lie, in the order of every kernel's signature."""
         spans = self.segments
-        sizes = (spans.length, spans.per_row, spans.count, self.D, self.group, self.G, self.blocks)
-        return (spans.chunk_segment, spans.table, *sizes)
+        return spans.chunk_segment, spans.table, spans.length, spans.per_row, spans.count
+
+    def channels(self, block: int) -> tuple[int, ...]:
+        """How the channels fall into groups and blocks, in the order of every kernel's signature."""
+        return self.D, self.group, self.G, self.blocks(block)
 
     def strides(self, *names: str) -> tuple[int, ...]:
         """Strides of these operands but for the last; zeros for an absent one."""
         return tuple(s for name in names for s in strides_of(getattr(self, name)))
 
-    def constants(self) -> dict[str, int | bool]:
+    def constants(self, block: int) -> dict[str, int | bool]:
         """Compile-time arguments of every kernel."""
         return {
             "N": self.N,
             "NP": next_power(self.N),
-            "BLOCK": BLOCK,
+            "BLOCK": block,
             "CHUNK": CHUNK,
             "SOFTPLUS": self.softplus,
             "PACKED": self.segments.packed,
             "REVERSE": self.reverse,
-            "num_warps": self.warps,
+            "MASKED": next_power(self.N) != self.N or self.group % block != 0,
+            "WIDE": all(loads_wide(x) for x in (self.B, self.C)),
+            "num_warps": warps_for(self.N),
         }
+
+
+def warps_for(states: int) -> int:
+    """Warps that share the states of a channel: 16 to a thread up to N = 128, 32 beyond."""
+    return min(8, max(1, next_power(states) // 16))
+
+
+def loads_wide(x: torch.Tensor) -> bool:
+    """Whether every row (..., N) starts at a multiple of 8 numbers and of 16 bytes."""
+    return x.shape[-1] % 8 == 0 and x.data_ptr() % 16 == 0 and all(s % 8 == 0 for s in x.stride()[:-1])
 
 
 def strides_of(x: torch.Tensor | None) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ PROVIDERS: dict[str, dict[str, str]] = {
     },
     "triton": {
         "selective_scan": "seqkit.kernels.selective.triton_provider",
+        "ssd_scan": "seqkit.kernels.ssd.triton_provider",
         "causal_conv": "seqkit.kernels.conv.triton_provider",
         "rms_norm": "seqkit.kernels.norm.triton_provider",
         "gated_rms_norm": "seqkit.kernels.norm.triton_provider",

@@ -12,10 +12,14 @@ import pytest
 import torch
 
 from seqkit.backbones import Mamba1
-from seqkit.kernels.testing import TOLERANCES, assert_close, check, make_problem
+from seqkit.kernels.testing import TOLERANCES, Maker, assert_close, check, make_problem
 
 INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
-SETTINGS = {"selective_scan": {"delta_softplus": True}, "causal_conv": {"activation": "silu"}}
+SETTINGS = {
+    "selective_scan": {"delta_softplus": True},
+    "ssd_scan": {"dt_softplus": True, "dt_min": 0.72},
+    "causal_conv": {"activation": "silu"},
+}
 SCANNED = tuple(SETTINGS)
 PACKED = [0, 0, 1, 18, 18, 20]  # empty, single, more than a chunk of 16
 inside = pytest.mark.skipif(not INSIDE, reason="runs in the session that test_kernels_in_the_interpreter starts")
@@ -37,7 +41,7 @@ def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 passed" in done.stdout
+    assert "17 passed" in done.stdout
 
 
 @inside
@@ -63,6 +67,19 @@ def test_no_tokens(op):
 def test_bfloat16_in_groups_without_options():
     problem = make_problem("selective_scan", batch=1, length=5, groups=2, dtype=torch.bfloat16)
     check(problem.without("D", "z", "delta_bias", "initial_state"), TOLERANCES[torch.bfloat16])
+
+
+@inside
+@pytest.mark.parametrize("skip", ["per head", "per channel"])
+def test_ssd_heads_in_groups_and_parts(skip):
+    """States of 16 numbers are too wide for the interpreter's programs: heads are cut into halves and quarters."""
+    make = Maker(torch.float32)
+    problem = make_problem("ssd_scan", batch=1, length=11, groups=2).without("z", "dt_bias")
+    problem.tensors["x"], problem.tensors["D"] = make.activation(1, 11, 4, 4), make.parameter(4, 4)
+    problem.tensors["initial_state"] = make.parameter(1, 4, 4, 7)
+    if skip == "per head":
+        problem.tensors["D"] = make.parameter(4)
+    check(problem, TOLERANCES[torch.float32])
 
 
 @inside

@@ -1,0 +1,320 @@
+"""SSD scan on Triton, backward: adjoints of all spans, a chain over them, then slab by slab all gradients.
+
+A slab is as many spans as scratch memory holds the states at chunk borders of. One walk through its spans leaves the
+states at chunk starts, one against the scan the adjoints at chunk ends and the gradients of tokens; then a program owns
+one chunk and the heads of a group, so that the gradients of B and C are summed over heads on chip. Gradients of decays
+stay inside a chunk: pairs of its tokens, and its two borders. What more than one program adds to is written as partial
+sums, added up afterwards in a fixed order: no atomics.
+
+Legend: B batch, L length, S segments, H heads, P head channels, N states, G groups, Q tokens per chunk, K spans.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from seqkit.kernels.ssd.forward import chain, gated, outputs, summaries, sweep
+from seqkit.kernels.ssd.tiles import (
+    GEOMETRY,
+    Call,
+    decay_of,
+    head_at,
+    matmul,
+    put_token_tile,
+    scratch_tile,
+    state_tile,
+    step_size,
+    strides_of,
+    token_tile,
+)
+from seqkit.kernels.triton_chunks import locate_chunk, only_if
+from seqkit.kernels.triton_launch import INTERPRETED, ceil_div, guard, rows_contiguous
+
+SCRATCH_BYTES = 1 if INTERPRETED else 2**28  # each for states and adjoints; at least one span
+WEIGHT_PROGRAMS = 512  # chunks x blocks of heads that fill a device; fewer chunks split the heads of a group
+
+
+@triton.jit(do_not_specialize=GEOMETRY)
+def token_kernel(
+    dy_ptr, x_ptr, B_ptr, C_ptr, D_ptr, z_ptr, dt_ptr, sums_ptr, ends_ptr, dx_ptr, dlog_ptr, ddt_ptr, dD_ptr,
+    adjoints_ptr, segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
+    sgb, sgl, sgh, sxb, sxl, sxh, sBb, sBl, sBg, sCb, sCl, sCg, szb, szl, szh, sdb, sdl, sdh,
+    P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
+    PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, PER_HEAD: tl.constexpr,
+):  # fmt: skip
+    """Walk every span against the scan, its adjoint on chip, and leave the adjoints at chunk ends and gradients of x.
+
+    Per token also the gradient of dt but for the decays (``ddt``) and, to be summed over the later tokens of a chunk,
+    that of the decays' logarithms (``dlog``), but for what passes through the chunk's start.
+    """
+    k, h = base + tl.program_id(0).to(tl.int64) // heads, tl.program_id(0).to(tl.int64) % heads
+    row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
+    q, p, n = tl.arange(0, Q), tl.arange(0, PP), tl.arange(0, NP)
+    x_ptr += row * sxb + first * sxl + head_at(h, sxh, P, PARTS)
+    dy_ptr += row * sgb + first * sgl + head_at(h, sgh, P, PARTS)
+    dx_ptr += row * sdb + first * sdl + head_at(h, sdh, P, PARTS)
+    B_ptr += row * sBb + first * sBl + (h // group) * sBg
+    C_ptr += row * sCb + first * sCl + (h // group) * sCg
+    slot = k * (SPAN // Q)
+    if z_ptr is not None:
+        z_ptr += row * szb + first * szl + head_at(h, szh, P, PARTS)
+    if D_ptr is not None:
+        skip = tl.load(D_ptr + h // PARTS) if PER_HEAD else tl.load(D_ptr + h * P + p, mask=p < P, other=0.0)
+        dD = tl.zeros((Q if PER_HEAD else PP,), tl.float32)
+    at, on = state_tile(n, p, P, N)
+    adjoint = tl.load(ends_ptr + (k * heads + h) * (P * N) + at, mask=only_if(on, count > 0), other=0.0)
+    chunks = tl.cdiv(count, Q).to(tl.int32)
+    for i in range(chunks):
+        c = tl.zeros((), tl.int64) + (chunks - 1 - i)
+        left = (count - c * Q).to(tl.int32)
+        step = -c * Q if REVERSE else c * Q
+        x = token_tile(x_ptr + step * sxl, sxl, q, left, p, P, REVERSE)
+        dy = token_tile(dy_ptr + step * sgl, sgl, q, left, p, P, REVERSE)
+        B = token_tile(B_ptr + step * sBl, sBl, q, left, n, N, REVERSE)
+        C = token_tile(C_ptr + step * sCl, sCl, q, left, n, N, REVERSE)
+        tokens = ((slot + c) * (heads // PARTS) + h // PARTS) * Q
+        sums, dt = tl.load(sums_ptr + tokens + q), tl.load(dt_ptr + tokens + q)
+        whole = tl.load(sums_ptr + tokens + Q - 1)
+        if z_ptr is not None:
+            dy = gated(dy, z_ptr + step * szl, szl, q, left, p, P, REVERSE).to(DOT)
+        end = adjoint.to(DOT)
+        to, kept = scratch_tile(n, p, P, N)
+        to += ((k - base) * (SPAN // Q) + c) * heads * (P * N) + h * (P * N)
+        tl.store(adjoints_ptr + to, end.to(adjoints_ptr.dtype.element_ty), mask=kept)
+        weighted = dy.to(tl.float32) * decay_of(sums)[:, None]
+        adjoint = matmul(tl.trans(C), weighted, adjoint * decay_of(whole), DOT)
+        exponent = tl.where(q[None, :] >= q[:, None], sums[None, :] - sums[:, None], float("-inf"))
+        mixing = matmul(B, tl.trans(C), None, DOT) * decay_of(exponent)  # rows: earlier tokens
+        products = matmul(x, tl.trans(dy), None, DOT)
+        if PER_HEAD:
+            dD += tl.sum(tl.where(q[:, None] == q[None, :], products, 0.0), 1)
+        pairs = products * mixing
+        ddt = tl.sum(pairs, 1)
+        if sums.dtype == tl.float64:  # the diagonal cancels, but takes digits with it
+            pairs = tl.where(q[None, :] == q[:, None], 0.0, pairs)
+        dlog = tl.sum(pairs * dt[:, None], 0) - dt * (tl.sum(pairs, 1) if sums.dtype == tl.float64 else ddt)
+        dwrite = matmul(B, end, None, DOT) * decay_of(whole - sums)[:, None]
+        from_end = tl.sum(x.to(tl.float32) * dwrite, 1)
+        dlog += tl.where(q == Q - 1, tl.sum(dt * from_end, 0), 0.0) - dt * from_end
+        tokens = ((slot + c) * heads + h) * Q
+        tl.store(dlog_ptr + tokens + q, dlog)
+        tl.store(ddt_ptr + tokens + q, ddt + from_end)
+        mixing *= dt[:, None]
+        if PER_HEAD:
+            mixing = tl.where(q[:, None] == q[None, :], mixing + skip, mixing)
+        dx = matmul(mixing, dy, dwrite * dt[:, None], DOT)
+        if D_ptr is not None and not PER_HEAD:
+            dx += skip[None, :] * dy.to(tl.float32)
+            dD += tl.sum(dy.to(tl.float32) * x.to(tl.float32), 0)
+        put_token_tile(dx_ptr + step * sdl, sdl, q, left, p, dx, P, REVERSE)
+    if D_ptr is not None:
+        if PER_HEAD:
+            tl.store(dD_ptr + k * heads + h, tl.sum(dD, 0))
+        else:
+            tl.store(dD_ptr + (k * heads + h) * P + p, dD, mask=p < P)
+
+
+@triton.jit(do_not_specialize=GEOMETRY)
+def weight_kernel(
+    dy_ptr, x_ptr, C_ptr, B_ptr, z_ptr, dt_ptr, sums_ptr, states_ptr, adjoints_ptr, dB_ptr, dC_ptr, dlog_ptr,
+    segment_ptr, table_ptr, base, length, per_row, segments, heads, group, blocks, width,
+    sgb, sgl, sgh, sxb, sxl, sxh, sCb, sCl, sCg, sBb, sBl, sBg, szb, szl, szh,
+    sdBk, sdBb, sdBl, sdBg, sdCk, sdCb, sdCl, sdCg,
+    P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
+    PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """Gradients of B and C of every chunk, summed over a block of heads; adds to ``dlog`` what passes its start."""
+    program = tl.program_id(0).to(tl.int64)
+    block, g = program % blocks, (program // blocks) % (heads // group)
+    slot = program // (blocks * (heads // group))
+    k, c = base + slot // (SPAN // Q), slot % (SPAN // Q)
+    row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
+    left = (count - c * Q).to(tl.int32)
+    if left <= 0:
+        return
+    first += -c * Q if REVERSE else c * Q
+    q, p, n = tl.arange(0, Q), tl.arange(0, PP), tl.arange(0, NP)
+    C = token_tile(C_ptr + row * sCb + first * sCl + g * sCg, sCl, q, left, n, N, REVERSE)
+    at, on = scratch_tile(n, p, P, N)
+    dscores = tl.zeros((Q, Q), tl.float32)  # rows: earlier tokens
+    dB = tl.zeros((Q, NP), tl.float32)
+    dC = tl.zeros((Q, NP), tl.float32)
+    for j in range(tl.minimum(width, group - block * width).to(tl.int32)):
+        h = g * group + block * width + j
+        x = token_tile(x_ptr + row * sxb + first * sxl + head_at(h, sxh, P, PARTS), sxl, q, left, p, P, REVERSE)
+        dy = token_tile(dy_ptr + row * sgb + first * sgl + head_at(h, sgh, P, PARTS), sgl, q, left, p, P, REVERSE)
+        if z_ptr is not None:
+            z_at = z_ptr + row * szb + first * szl + head_at(h, szh, P, PARTS)
+            dy = gated(dy, z_at, szl, q, left, p, P, REVERSE).to(DOT)
+        state = tl.load(states_ptr + (slot * heads + h) * (P * N) + at, mask=on, other=0.0)
+        adjoint = tl.load(adjoints_ptr + (slot * heads + h) * (P * N) + at, mask=on, other=0.0)
+        tokens = ((k * (SPAN // Q) + c) * (heads // PARTS) + h // PARTS) * Q
+        sums, dt = tl.load(sums_ptr + tokens + q), tl.load(dt_ptr + tokens + q)
+        whole = tl.load(sums_ptr + tokens + Q - 1)
+        passing = tl.sum(tl.sum(state.to(tl.float32) * adjoint.to(tl.float32), 1), 0) * decay_of(whole)
+        exponent = tl.where(q[None, :] >= q[:, None], sums[None, :] - sums[:, None], float("-inf"))
+        dscores += matmul(x, tl.trans(dy), None, DOT) * (decay_of(exponent) * dt[:, None])
+        read = matmul(dy, tl.trans(state), None, DOT) * decay_of(sums)[:, None]
+        dC += read
+        dB += matmul(x, tl.trans(adjoint), None, DOT) * (decay_of(whole - sums) * dt)[:, None]
+        through_start = tl.sum(C.to(tl.float32) * read, 1)
+        through_start += tl.where(q == Q - 1, passing, 0.0)
+        at_token = dlog_ptr + ((k * (SPAN // Q) + c) * heads + h) * Q + q
+        tl.store(at_token, tl.load(at_token) + through_start)
+    B = token_tile(B_ptr + row * sBb + first * sBl + g * sBg, sBl, q, left, n, N, REVERSE)
+    dB = matmul(dscores, C, dB, DOT)
+    dC = matmul(tl.trans(dscores), B, dC, DOT)
+    dB_ptr += block * sdBk + row * sdBb + first * sdBl + g * sdBg
+    dC_ptr += block * sdCk + row * sdCb + first * sdCl + g * sdCg
+    put_token_tile(dB_ptr, sdBl, q, left, n, dB, N, REVERSE)
+    put_token_tile(dC_ptr, sdCl, q, left, n, dC, N, REVERSE)
+
+
+@triton.jit(do_not_specialize=GEOMETRY)
+def step_gradient_kernel(
+    raw_ptr, A_ptr, bias_ptr, dlog_ptr, ddt_ptr, draw_ptr, dA_ptr, dbias_ptr,
+    segment_ptr, table_ptr, base, length, per_row, segments, heads, srb, srl, sdb, sdl, dt_min, dt_max,
+    SPAN: tl.constexpr, Q: tl.constexpr, PARTS: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr,
+    REVERSE: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the step sizes, from that of the decays; those of A and the bias as one partial sum per chunk."""
+    chunk = tl.program_id(0).to(tl.int64)
+    k, c = chunk // (SPAN // Q), chunk % (SPAN // Q)
+    row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
+    left = (count - c * Q).to(tl.int32)
+    if left <= 0:
+        return
+    q = tl.arange(0, Q)
+    t = first + (-(c * Q + q) if REVERSE else c * Q + q)
+    later = q[None, :] >= q[:, None]
+    for h in range(heads // PARTS):
+        bias = tl.load(bias_ptr + h) if bias_ptr is not None else 0.0
+        rate = tl.minimum(tl.load(A_ptr + h), 0.0)
+        raw = tl.load(raw_ptr + row * srb + t * srl + h, mask=q < left, other=0.0)
+        dt, slope = step_size(raw, bias, q < left, dt_min, dt_max, SOFTPLUS)
+        dlog, ddt = tl.zeros((Q,), SUM), tl.zeros((Q,), tl.float32)
+        for part in tl.static_range(PARTS):
+            at = (chunk * heads + h * PARTS + part) * Q + q
+            dlog += tl.load(dlog_ptr + at).to(SUM)
+            ddt += tl.load(ddt_ptr + at)
+        dlog = tl.sum(tl.where(later, dlog[None, :], 0.0), 1).to(tl.float32)
+        draw = (ddt + tl.where(dt < 0, 0.0, rate * dlog)) * slope
+        tl.store(draw_ptr + row * sdb + t * sdl + h, draw.to(draw_ptr.dtype.element_ty), mask=q < left)
+        at = chunk * (heads // PARTS) + h
+        tl.store(dA_ptr + at, tl.sum(dlog * tl.maximum(dt, 0.0), 0))
+        tl.store(dbias_ptr + at, tl.sum(draw, 0))
+
+
+class _Gradients:
+    """Outputs of the backward pass; ``into`` names slices of the caller's to write instead of new tensors."""
+
+    def __init__(self, call: Call, into: dict[str, torch.Tensor] | None):
+        into = into or {}
+
+        def like(name: str, x: torch.Tensor | None) -> torch.Tensor | None:
+            if x is None or name in into:
+                return into.get(name)
+            return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+        self.x, self.dt, self.z = like("dx", call.x), like("ddt", call.raw), like("dz", call.z)
+        self.B, self.C, self.y = like("dB", call.B), like("dC", call.C), into.get("y")
+        self.decays, self.steps = call.per_token(), call.per_token()
+        slots, heads = self.decays.shape[0], call.H // call.parts
+        self.A, self.bias = self.decays.new_zeros((2, slots, heads)).unbind(0)  # some slots lack tokens
+        self.D = None
+        if call.skip is not None:
+            self.D = self.decays.new_zeros(
+                (call.segments.chunks, heads, call.parts * (call.P if call.skip.dim() == 2 else 1))
+            )
+
+
+def _walks(call: Call, dy, starts, adjoints, steps, grads: _Gradients, scratch, base: int, spans: int) -> None:
+    """States and adjoints at all chunk borders of a slab, and the gradients of its tokens but for B and C."""
+    if call.z is None and grads.y is None:
+        sweep(call, call.x, None, call.B, steps, starts, scratch[0], None, adjoint=False, base=base, spans=spans)
+    else:
+        outputs(call, steps, starts, grads.y, dy, grads.z, scratch[0], base=base, spans=spans)
+    token_kernel[(spans * call.H,)](
+        dy, call.x, call.B, call.C, call.skip, call.z, *steps, adjoints, grads.x, grads.decays, grads.steps, grads.D,
+        scratch[1], *call.geometry(base), call.H // call.G, *strides_of(dy), *strides_of(call.x), *strides_of(call.B),
+        *strides_of(call.C), *strides_of(call.z), *strides_of(grads.x), **call.sizes(), **call.constants(),
+        PER_HEAD=call.skip_per_head, num_warps=call.warps, num_stages=min(2, call.stages(2, 2)),
+    )  # fmt: skip
+
+
+def _head_blocks(call: Call) -> tuple[int, int]:
+    """(blocks of heads per group, heads of a block)."""
+    group = call.H // call.G
+    blocks = min(group, ceil_div(WEIGHT_PROGRAMS, call.spans * call.chunks_per_span * call.G))
+    width = ceil_div(group, blocks)
+    return ceil_div(group, width), width
+
+
+def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients) -> None:
+    """Fill ``grads``, slab by slab."""
+    blocks, width = _head_blocks(call)
+    dB, dC = (grads.B[None], grads.C[None]) if blocks == 1 else call.new(2, blocks, *call.B.shape).unbind(0)
+    per_span = call.chunks_per_span * call.H * call.P * call.N
+    slab = max(1, min(call.spans, SCRATCH_BYTES // (per_span * call.scratch_dtype.itemsize)))
+    scratch = call.new(2, slab, per_span, dtype=call.scratch_dtype)
+    for base in range(0, call.spans, slab):
+        spans = min(slab, call.spans - base)
+        _walks(call, dy, starts, adjoints, steps, grads, scratch, base, spans)
+        weight_kernel[(spans * call.chunks_per_span * call.G * blocks,)](
+            dy, call.x, call.C, call.B, call.z, *steps, scratch[0], scratch[1], dB, dC, grads.decays,
+            *call.geometry(base), call.H // call.G, blocks, width, *strides_of(dy), *strides_of(call.x),
+            *strides_of(call.C), *strides_of(call.B), *strides_of(call.z), *dB.stride()[:4], *dC.stride()[:4],
+            **call.sizes(), **call.constants(), num_warps=4 if call.N <= 64 else 8,
+            num_stages=min(2, call.stages(2, 0, 2)),
+        )  # fmt: skip
+    if blocks > 1:
+        grads.B.copy_(dB.sum(0))
+        grads.C.copy_(dC.sum(0))
+    step_gradient_kernel[(call.spans * call.chunks_per_span,)](
+        call.raw, call.A, call.bias, grads.decays, grads.steps, grads.dt, grads.A, grads.bias, *call.geometry(),
+        *call.raw.stride()[:2], *grads.dt.stride()[:2], *call.limits, SOFTPLUS=call.softplus,
+        SUM=tl.float32 if call.single else tl.float64, **call.constants(), num_warps=1,
+    )  # fmt: skip
+
+
+def backward(
+    dy: torch.Tensor,
+    dfinal: torch.Tensor | None,
+    starts_KHPN: torch.Tensor,
+    *args,
+    into: dict[str, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of x, dt, A, B, C, D, z, dt_bias, initial_state (None where the operand is absent).
+
+    Args:
+        dy: Gradient of y (B, L, H, P).
+        dfinal: Gradient of the final states (S, H, P, N), or None.
+        starts_KHPN: Span-start states of the forward pass.
+        *args: Those of :func:`seqkit.kernels.ssd.forward.forward`.
+        into: Tensors to write "dx", "ddt", "dB", "dC" and "dz" into, and "y", which receives the forward pass's output;
+            last dimensions contiguous.
+    """
+    call, dy = Call(*args), rows_contiguous(dy)
+    A, D, dt_bias, initial_state = args[2], args[5], args[7], args[8]
+    grads = _Gradients(call, into)
+    steps = call.steps()
+    with guard(call.x):
+        dfinal = None if dfinal is None else dfinal.float().contiguous()
+        adjoints, dentry = chain(call, *summaries(call, dy, call.z, call.C, steps, True), dfinal, flip=True)
+        if call.spans:
+            _token_gradients(call, dy, starts_KHPN, adjoints, steps, grads)
+    dA, dbias = (x.sum(0, dtype=torch.float64) for x in (grads.A, grads.bias))
+    dD = None if D is None else grads.D.sum(0 if D.dim() == 2 else (0, 2)).to(D.dtype)
+    return (
+        grads.x,
+        grads.dt,
+        dA.masked_fill_(A > 0, 0).to(A.dtype),
+        grads.B,
+        grads.C,
+        dD,
+        grads.z,
+        None if dt_bias is None else dbias.to(dt_bias.dtype),
+        None if initial_state is None else dentry.view(initial_state.shape).to(initial_state.dtype),
+    )

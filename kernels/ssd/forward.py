@@ -1,0 +1,268 @@
+"""SSD scan on Triton, forward: summaries of all spans, a chain over them, outputs of all spans.
+
+A program owns one head of one span; its state [P, N] stays on chip in float32 while it walks the span chunk by chunk
+with matrix products.
+
+Legend: B batch, L length, S segments, H heads, P head channels, N states, G groups, Q tokens per chunk, K spans.
+"""
+
+# ruff: noqa: RUF005  (the compiler of kernels knows no starred expressions)
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from seqkit.kernels.ssd.tiles import (
+    GEOMETRY,
+    Call,
+    decay_of,
+    head_at,
+    matmul,
+    put_token_tile,
+    scratch_tile,
+    state_tile,
+    strides_of,
+    token_tile,
+)
+from seqkit.kernels.triton_chunks import locate_chunk, locate_segment, only_if
+from seqkit.kernels.triton_launch import ceil_div, guard
+from seqkit.kernels.triton_math import exp2, sigmoid
+
+CHAIN_BLOCK = 64
+CHAIN_STEPS = 16  # spans whose states are fetched together
+
+
+@triton.jit
+def gated(x, z_ptr, stride, q, left, p, P: tl.constexpr, REVERSE: tl.constexpr):
+    """Gate x by silu(z), if there is a gate."""
+    if z_ptr is not None:
+        z = token_tile(z_ptr, stride, q, left, p, P, REVERSE).to(tl.float32)
+        x = x.to(tl.float32) * (z * sigmoid(z))
+    return x
+
+
+@triton.jit(do_not_specialize=GEOMETRY)
+def sweep_kernel(
+    x_ptr, z_ptr, B_ptr, dt_ptr, sums_ptr, starts_ptr, out_ptr, totals_ptr, segment_ptr, table_ptr,
+    base, length, per_row, segments, heads, group, sxb, sxl, sxh, szb, szl, szh, sBb, sBl, sBg,
+    P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
+    PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    ADJOINT: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """States along every span: its end from a zero start, or (KEEP) those at all chunk starts from a given start.
+
+    Adjoints run against the scan: x is then the gradient of y and B stands for C.
+    """
+    k, h = base + tl.program_id(0).to(tl.int64) // heads, tl.program_id(0).to(tl.int64) % heads
+    row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
+    q, p, n = tl.arange(0, Q), tl.arange(0, PP), tl.arange(0, NP)
+    x_ptr += row * sxb + first * sxl + head_at(h, sxh, P, PARTS)
+    B_ptr += row * sBb + first * sBl + (h // group) * sBg
+    if z_ptr is not None:
+        z_ptr += row * szb + first * szl + head_at(h, szh, P, PARTS)
+    slot = k * (SPAN // Q) * (heads // PARTS) + h // PARTS
+    at, on = state_tile(n, p, P, N)
+    if KEEP:
+        state = tl.load(starts_ptr + (k * heads + h) * (P * N) + at, mask=only_if(on, count > 0), other=0.0)
+        out_ptr += ((k - base) * (SPAN // Q) * heads + h) * (P * N)
+    else:
+        state = tl.zeros((NP, PP), tl.float32)
+    total = 0.0
+    chunks = tl.cdiv(count, Q).to(tl.int32)
+    for i in range(chunks):
+        c = tl.zeros((), tl.int64) + (chunks - 1 - i if ADJOINT else i)
+        left = (count - c * Q).to(tl.int32)
+        step = -c * Q if REVERSE else c * Q
+        x = token_tile(x_ptr + step * sxl, sxl, q, left, p, P, REVERSE)
+        B = token_tile(B_ptr + step * sBl, sBl, q, left, n, N, REVERSE)
+        tokens = (slot + c * (heads // PARTS)) * Q
+        sums, whole = tl.load(sums_ptr + tokens + q), tl.load(sums_ptr + tokens + Q - 1)
+        if ADJOINT:
+            if z_ptr is not None:
+                x = gated(x, z_ptr + step * szl, szl, q, left, p, P, REVERSE)
+            weight = decay_of(sums)
+        else:
+            weight = decay_of(whole - sums) * tl.load(dt_ptr + tokens + q)
+        if KEEP:
+            to, kept = scratch_tile(n, p, P, N)
+            tl.store(out_ptr + c * heads * (P * N) + to, state.to(out_ptr.dtype.element_ty), mask=kept)
+        total += whole.to(tl.float32)
+        weighted = x.to(tl.float32) * weight[:, None]
+        state = matmul(tl.trans(B), weighted, state * decay_of(whole), DOT)
+    if not KEEP:
+        tl.store(out_ptr + (k * heads + h) * (P * N) + at, state, mask=on)
+        tl.store(totals_ptr + k * heads + h, total)
+
+
+@triton.jit(do_not_specialize=GEOMETRY)
+def chain_kernel(
+    ends_ptr, totals_ptr, entry_ptr, starts_ptr, last_ptr, table_ptr, per_row, segments, heads, blocks,
+    E: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr, STEPS: tl.constexpr,
+    PACKED: tl.constexpr, FLIP: tl.constexpr,
+):  # fmt: skip
+    """Hand states from span to span of a segment, in scan order or (adjoints) against it; E = P N.
+
+    Reads entries (S, H, P, N); writes the state each span starts from (K, H, P, N) and the one that leaves the segment
+    (S, H, P, N). The decay over a span is that of its summed steps: no product of decays is longer than a span.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    segment, h = program // (blocks * heads), (program // blocks) % heads
+    first, spans = locate_segment(segment, table_ptr, segments, per_row, SPAN, PACKED)
+    e = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+    on = e < E
+    state = tl.zeros((BLOCK,), tl.float32)
+    if entry_ptr is not None:
+        state += tl.load(entry_ptr + (segment * heads + h) * E + e, mask=on, other=0.0)
+    for part in range(tl.cdiv(spans, STEPS).to(tl.int32)):
+        ends, totals = (), ()
+        for j in tl.static_range(STEPS):
+            i = part * STEPS + j
+            at = (first + (spans - 1 - i if FLIP else i)) * heads + h
+            ends = ends + (tl.load(ends_ptr + at * E + e, mask=only_if(on, i < spans), other=0.0),)
+            totals = totals + (tl.load(totals_ptr + at + e * 0, mask=only_if(on, i < spans), other=0.0),)
+        for j in tl.static_range(STEPS):
+            i = part * STEPS + j
+            at = (first + (spans - 1 - i if FLIP else i)) * heads + h
+            tl.store(starts_ptr + at * E + e, state, mask=only_if(on, i < spans))
+            state = exp2(totals[j]) * state + ends[j]
+    tl.store(last_ptr + (segment * heads + h) * E + e, state, mask=on)
+
+
+@triton.jit(do_not_specialize=GEOMETRY)
+def output_kernel(
+    x_ptr, B_ptr, C_ptr, D_ptr, z_ptr, dt_ptr, sums_ptr, starts_ptr, y_ptr, dy_ptr, dz_ptr, states_ptr,
+    segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
+    sxb, sxl, sxh, sBb, sBl, sBg, sCb, sCl, sCg, szb, szl, szh, syb, syl, syh, sgb, sgl, sgh, sdb, sdl, sdh,
+    P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
+    PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, PER_HEAD: tl.constexpr,
+):  # fmt: skip
+    """Outputs of every span from the state it starts with.
+
+    In the backward pass also, where asked for, the states at chunk starts and the gradient of the gate.
+    """
+    k, h = base + tl.program_id(0).to(tl.int64) // heads, tl.program_id(0).to(tl.int64) % heads
+    row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
+    q, p, n = tl.arange(0, Q), tl.arange(0, PP), tl.arange(0, NP)
+    x_ptr += row * sxb + first * sxl + head_at(h, sxh, P, PARTS)
+    B_ptr += row * sBb + first * sBl + (h // group) * sBg
+    C_ptr += row * sCb + first * sCl + (h // group) * sCg
+    slot = k * (SPAN // Q) * (heads // PARTS) + h // PARTS
+    if D_ptr is not None:
+        skip = tl.load(D_ptr + h // PARTS) if PER_HEAD else tl.load(D_ptr + h * P + p, mask=p < P, other=0.0)
+    at, on = state_tile(n, p, P, N)
+    state = tl.load(starts_ptr + (k * heads + h) * (P * N) + at, mask=only_if(on, count > 0), other=0.0)
+    for i in range(tl.cdiv(count, Q).to(tl.int32)):
+        c = tl.zeros((), tl.int64) + i
+        left = (count - c * Q).to(tl.int32)
+        step = -c * Q if REVERSE else c * Q
+        x = token_tile(x_ptr + step * sxl, sxl, q, left, p, P, REVERSE)
+        B = token_tile(B_ptr + step * sBl, sBl, q, left, n, N, REVERSE)
+        C = token_tile(C_ptr + step * sCl, sCl, q, left, n, N, REVERSE)
+        tokens = (slot + c * (heads // PARTS)) * Q
+        sums, dt = tl.load(sums_ptr + tokens + q), tl.load(dt_ptr + tokens + q)
+        whole = tl.load(sums_ptr + tokens + Q - 1)
+        if states_ptr is not None:
+            to, kept = scratch_tile(n, p, P, N)
+            to += ((k - base) * (SPAN // Q) + c) * heads * (P * N) + h * (P * N)
+            tl.store(states_ptr + to, state.to(states_ptr.dtype.element_ty), mask=kept)
+        start = state.to(DOT)
+        weighted = x.to(tl.float32) * (decay_of(whole - sums) * dt)[:, None]
+        state = matmul(tl.trans(B), weighted, state * decay_of(whole), DOT)
+        exponent = tl.where(q[:, None] >= q[None, :], sums[:, None] - sums[None, :], float("-inf"))
+        scores = matmul(C, tl.trans(B), None, DOT) * decay_of(exponent) * dt[None, :]
+        if PER_HEAD:
+            scores = tl.where(q[:, None] == q[None, :], scores + skip, scores)
+        y = matmul(scores, x, matmul(C, start, None, DOT) * decay_of(sums)[:, None], DOT)
+        if D_ptr is not None and not PER_HEAD:
+            y += skip[None, :] * x.to(tl.float32)
+        if z_ptr is not None:
+            z = token_tile(
+                z_ptr + row * szb + (first + step) * szl + head_at(h, szh, P, PARTS), szl, q, left, p, P, REVERSE
+            )
+            z = z.to(tl.float32)
+            gate = sigmoid(z)
+            if dz_ptr is not None:
+                dy = token_tile(
+                    dy_ptr + row * sgb + (first + step) * sgl + head_at(h, sgh, P, PARTS), sgl, q, left, p, P, REVERSE
+                )
+                dz = dy.to(tl.float32) * y * (gate + z * gate * (1.0 - gate))
+                put_token_tile(
+                    dz_ptr + row * sdb + (first + step) * sdl + head_at(h, sdh, P, PARTS),
+                    sdl,
+                    q,
+                    left,
+                    p,
+                    dz,
+                    P,
+                    REVERSE,
+                )
+            y *= z * gate
+        if y_ptr is not None:
+            put_token_tile(
+                y_ptr + row * syb + (first + step) * syl + head_at(h, syh, P, PARTS), syl, q, left, p, y, P, REVERSE
+            )
+
+
+def chain(call: Call, ends: torch.Tensor, totals: torch.Tensor, entry: torch.Tensor | None, flip: bool):
+    """Span starts (K, H, P, N) and what leaves each segment (S, H, P, N); flipped for adjoints."""
+    at = call.segments
+    starts = torch.zeros_like(ends) if at.packed else torch.empty_like(ends)  # packed slots may stay unused
+    last = call.new(at.count, *ends.shape[1:])
+    blocks = ceil_div(call.P * call.N, CHAIN_BLOCK)
+    if at.count:
+        chain_kernel[(at.count * call.H * blocks,)](
+            ends, totals, entry, starts, last, at.table, at.per_row, at.count, call.H, blocks, E=call.P * call.N,
+            BLOCK=CHAIN_BLOCK, SPAN=call.span, STEPS=CHAIN_STEPS, PACKED=at.packed, FLIP=flip, num_warps=2,
+        )  # fmt: skip
+    return starts, last
+
+
+def sweep(call: Call, x, z, B, steps, starts, out, totals, *, adjoint: bool, base: int = 0, spans: int) -> None:
+    """States along the spans from ``base`` on: summaries without ``starts``, chunk starts with them."""
+    sweep_kernel[(spans * call.H,)](
+        x, z, B, *steps, starts, out, totals, *call.geometry(base), call.H // call.G,
+        *strides_of(x), *strides_of(z), *strides_of(B), **call.sizes(), **call.constants(),
+        ADJOINT=adjoint, KEEP=starts is not None, num_warps=call.warps, num_stages=call.stages(1, 1),
+    )  # fmt: skip
+
+
+def outputs(call: Call, steps, starts, y, dy=None, dz=None, states=None, *, base: int = 0, spans: int) -> None:
+    """Outputs of the spans from ``base`` on, into ``y`` if there is one; see :func:`output_kernel`."""
+    output_kernel[(spans * call.H,)](
+        call.x, call.B, call.C, call.skip, call.z, *steps, starts, y, dy, dz, states, *call.geometry(base),
+        call.H // call.G, *strides_of(call.x), *strides_of(call.B), *strides_of(call.C), *strides_of(call.z),
+        *strides_of(y), *strides_of(dy), *strides_of(dz), **call.sizes(), **call.constants(),
+        PER_HEAD=call.skip_per_head,
+        num_warps=call.warps, num_stages=call.stages(1, 2),
+    )  # fmt: skip
+
+
+def summaries(call: Call, x, z, B, steps, adjoint: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every span's state (K, H, P, N) from a zero start and the sum of its log2 decays (K, H)."""
+    ends, totals = call.new(call.segments.chunks, call.H, call.P, call.N), call.new(call.segments.chunks, call.H)
+    if call.spans:
+        sweep(call, x, z, B, steps, None, ends, totals, adjoint=adjoint, spans=call.spans)
+    return ends, totals
+
+
+def forward(*args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scan.
+
+    Args:
+        *args: Those of the custom op, without the provider.
+
+    Returns:
+        y (B, L, H, P) in x's dtype, final states (S, H, P, N), span-start states (K, H, P, N).
+    """
+    call = Call(*args)
+    x = call.x
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    steps = call.steps()
+    with guard(x):
+        starts, final = chain(call, *summaries(call, x, None, call.B, steps, False), call.entry, flip=False)
+        if call.spans:
+            outputs(call, steps, starts, y, spans=call.spans)
+    shape = (*x.shape[2:], call.N)
+    return y, final.view(-1, *shape), starts.view(-1, *shape)

@@ -25,6 +25,7 @@ class Status(IntEnum):
     N_IN_WINDOW: an allele holds a letter other than A, C, G, T, or too much of the window is unknown.
     TOO_LONG: what changes does not fit between the window's centre and its end.
     CONTIG_MISSING: the reference has no such contig, or no base at this position.
+    FEATURE_MISSING: a feature the model was fitted with has no value for the allele.
     """
 
     OK = 0
@@ -35,6 +36,7 @@ class Status(IntEnum):
     SYMBOLIC = 5
     STAR = 6
     TOO_LONG = 7
+    FEATURE_MISSING = 8
 
     @property
     def scored(self) -> bool:
@@ -78,6 +80,10 @@ class Sites:
         """Number of alleles by status, in the order of :class:`Status`, without zeros."""
         found = Counter(self.status_N.tolist())
         return {status.name: found[status] for status in Status if found[status]}
+
+    def without(self, rows_N: np.ndarray, status: Status) -> Sites:
+        """The same sites with a status for those of the chosen rows (boolean, shape (N,)) that would be scored."""
+        return replace(self, status_N=np.where(rows_N & self.scored_N, np.int8(status), self.status_N))
 
     def with_strand(self, strand_N: np.ndarray) -> Sites:
         """The same sites read on the given strands (1, -1, 0 for unknown), shape (N,)."""

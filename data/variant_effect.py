@@ -5,6 +5,7 @@ Legend: N alleles, T label columns, F features, C annotation channels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from seqkit.data.channels import CHANNELS, COMPLEMENT_ORDER
 from seqkit.data.consequence import predict_consequences
 from seqkit.data.dataset import VariantWindowDataset
 from seqkit.data.fasta import Fasta
+from seqkit.data.feature_sources import FeatureSource, feature_matrix, open_sources
 from seqkit.data.features import MODIFIERS, PLAIN_GROUPS, consequence_features, contexts
 from seqkit.data.genome import canonical_contig
 from seqkit.data.labels import Labels, read_features, read_labels
@@ -43,6 +45,7 @@ class VariantDataConfig:
         label: Column of the label, or several.
         positive: Values of the label that count as 1.
         features: Numeric columns used as features; text is split at commas.
+        sources: Where features come from that are no columns: name to INFO/KEY, FILE.tsv.gz:COLUMN (tabix) or FILE.bw.
         compare: Numeric columns whose values stand beside the model in the report; the features by default.
         window: Bases in a window.
         strand: gene (the gene's strand where the annotation gives it, both elsewhere), forward, or both (average).
@@ -65,6 +68,7 @@ class VariantDataConfig:
     label: str | list[str] | None = None
     positive: str | list[str] | None = None
     features: str | list[str] | None = None
+    sources: dict[str, str] | None = None
     compare: str | list[str] | None = None
     window: int = 128
     strand: str = "gene"
@@ -296,9 +300,16 @@ def prepare(config: VariantDataConfig, table: VariantTable, labels: Labels) -> V
 
 
 def assemble(
-    config: VariantDataConfig, table: VariantTable, labels: Labels, fasta: Fasta, annotation: Annotation | None
+    config: VariantDataConfig,
+    table: VariantTable,
+    labels: Labels,
+    fasta: Fasta,
+    annotation: Annotation | None,
+    sources: Mapping[str, FeatureSource] | None = None,
 ) -> VariantEffectData:
-    """Place alleles on an open reference, annotate them and collect their features."""
+    """Place alleles on an open reference, annotate them and collect their features from opened sources."""
+    if sources is None:
+        sources = open_sources(config.features, config.sources, table.records.columns)
     sites = locate(table, fasta, length=config.window, max_n_fraction=config.max_n)
     consequences = predict_consequences(sites, fasta, annotation) if annotation else None
     sites = sites.with_strand(reading_strand(config.strand, consequences, len(sites)))
@@ -309,7 +320,7 @@ def assemble(
         names += found
     n_annotation = len(names)
     if config.features:
-        matrix, found = read_features(table, config.features)
+        matrix, found = feature_matrix(table, sources)
         matrices.append(matrix)
         names += found
     features = np.concatenate(matrices, axis=1) if matrices else np.zeros((len(table), 0), dtype=np.float32)

@@ -19,6 +19,7 @@ from seqkit.commands.trainer import torch_device
 from seqkit.commands.variant_effect import ALIASES
 from seqkit.commands.variant_output import STDOUT, VariantOutput, output_format, say
 from seqkit.commands.variant_scores import VariantScorer
+from seqkit.data.feature_sources import ColumnSource, open_sources
 from seqkit.data.reference_check import check_reference, contig_report, mismatch_error, wrong_share
 from seqkit.data.selection import Shard, read_regions
 from seqkit.data.stream import Chunk, Source, open_source
@@ -59,7 +60,7 @@ class PredictConfig:
     data: VariantDataConfig = field(default_factory=VariantDataConfig)
 
 
-INPUT_ALIASES = ("fasta", "variants", "gff", "columns", "max-mismatch", "batch-size", "workers")
+INPUT_ALIASES = ("fasta", "variants", "gff", "columns", "sources", "max-mismatch", "batch-size", "workers")
 PREDICT_ALIASES = {name: ALIASES[name] for name in INPUT_ALIASES} | {"info-prefix": "info_prefix"}
 
 
@@ -73,7 +74,10 @@ def run(argv: Sequence[str]) -> int:
     regions = read_regions(config.regions) if config.regions is not None else None
     source = open_source(config.data.variants, columns=config.data.columns, regions=regions)
     source.whole = source.kind == "vcf" and output_format(config.out, source) not in ("vcf", "vcf.gz", "bcf")
-    scorer = VariantScorer(trained, settings)
+    features = open_sources(settings.features, settings.sources, source.columns())
+    if source.kind == "vcf":
+        source.keep = tuple(s.column for s in features.values() if isinstance(s, ColumnSource))
+    scorer = VariantScorer(trained, settings, sources=features)
     size = source.chunk_records(CHUNK)
     start, stop = Shard.parse(config.shard).range(source.count()) if config.shard else (0, None)
     chunks, waiting = scan(source, scorer, size, start, stop)
@@ -184,7 +188,7 @@ def provenance(config: PredictConfig, scorer: VariantScorer) -> dict[str, str]:
 
 def identity(config: PredictConfig, settings: VariantDataConfig, scorer: VariantScorer) -> dict[str, Any]:
     """Everything that decides the output's bytes, for a resume to compare."""
-    names = ("features", "window", "strand", "max_n", "max_mismatch", "batch_size", "columns")
+    names = ("features", "window", "strand", "max_n", "max_mismatch", "batch_size", "columns", "sources")
     return {
         "--variants": fingerprint(config.data.variants),
         "--fasta": scorer.fasta.digest(),

@@ -37,7 +37,18 @@ class TestConfig:
     data: VariantDataConfig = field(default_factory=VariantDataConfig)
 
 
-INPUT_ALIASES = ("fasta", "variants", "gff", "columns", "label", "positive", "compare", "max-mismatch", "batch-size")
+INPUT_ALIASES = (
+    "fasta",
+    "variants",
+    "gff",
+    "columns",
+    "sources",
+    "label",
+    "positive",
+    "compare",
+    "max-mismatch",
+    "batch-size",
+)
 NOTHING = np.zeros(0, dtype=np.int64)
 TEST_ALIASES = {name: ALIASES[name] for name in INPUT_ALIASES}
 

@@ -36,6 +36,7 @@ ALIASES = {
     "label": "data.label",
     "positive": "data.positive",
     "features": "data.features",
+    "sources": "data.sources",
     "columns": "data.columns",
     "compare": "data.compare",
     "window": "data.window",

@@ -1,14 +1,12 @@
 """Selective scan on Triton, backward: adjoints of all chunks, a chain over them, gradients of all chunks.
 
-States are recomputed from the chunk starts that the forward pass kept: one sweep leaves a checkpoint every STEPS tokens
-in scratch memory, then the parts are walked last first with the states of one part in registers. Sums over the channels
-of a block are written once for all blocks that a program takes in turn, parameters' once for every chunk; what is left is
-added up afterwards, always in the same order: no atomics.
+States are recomputed from the chunk starts that the forward pass kept: one sweep leaves a checkpoint before every pair
+of tokens in scratch memory, then the pairs are walked last first, their states in registers. Sums over channels are added
+up in memory by the program that takes the blocks in turn, those of parameters written once for every chunk; what is
+left is added up afterwards, always in the same order: no atomics.
 
 Legend: B batch, L length, S segments, D channels, N states, G groups, K chunks.
 """
-
-# ruff: noqa: RUF005  (the compiler of kernels knows no starred expressions)
 
 from __future__ import annotations
 
@@ -16,17 +14,15 @@ import torch
 import triton
 import triton.language as tl
 
-from seqkit.kernels.devices import launch_row
+from seqkit.kernels.devices import capability, has_bfloat16, launch_row
 from seqkit.kernels.selective.forward import VARYING, chain
 from seqkit.kernels.selective.tiles import (
-    CHUNK,
     Call,
     advance,
     channel_block,
     chunk_of,
     decay_rates,
     present,
-    put,
     row_start,
     state_tile,
     step_size,
@@ -164,12 +160,13 @@ def gradient_kernel(
     length, per_row, segments, channels, group, groups, blocks, pieces, batch, sets,
     sgb, sgl, sub, sul, sdb, sdl, sBb, sBl, sBg, sCb, sCl, sCg, szb, szl,
     sdub, sdul, sddb, sddl, sdzb, sdzl, syb, syl,
-    N: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, EXACT: tl.constexpr, SHUFFLE: tl.constexpr,
-    SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr,
+    N: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    EXACT: tl.constexpr, SHUFFLE: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    MASKED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of all tokens; dA of every chunk in place of its adjoints, dB and dC of every set of channel blocks.
 
-    A piece of work is a chunk with the blocks of one set: taken in turn by one program, they add up dB and dC in memory.
+    A piece of work is a chunk with the blocks of one set: one program takes them in turn and adds up dB and dC.
     """
     n = tl.arange(0, NP)
     own = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -209,8 +206,8 @@ def gradient_kernel(
             if y_ptr is not None:
                 y_at = y_ptr + row * syb + head * syl + d
             checkpoints(
-                take_if(starts_ptr + k * N * channels + tile, on, some), rates, bias, u_at, delta_at, B_at, sul, sdl, sBl,
-                scratch, all_d, all_n, pairs, last, NP, BLOCK, SOFTPLUS, MASKED, WIDE,
+                take_if(starts_ptr + k * N * channels + tile, on, some), rates, bias, u_at, delta_at, B_at,
+                sul, sdl, sBl, scratch, all_d, all_n, pairs, last, NP, BLOCK, SOFTPLUS, MASKED, WIDE,
             )  # fmt: skip
             tl.debug_barrier()
             adjoint = take_if(adjoints_ptr + k * N * channels + tile, on, some)
@@ -308,6 +305,11 @@ def _adjoints(call: Call, dy: torch.Tensor, dfinal: torch.Tensor | None):
     return adjoints, chain(call, adjoints, sums, dfinal, flip=True)
 
 
+def multiplies_bfloat16(x: torch.Tensor) -> bool:
+    """Whether ``x``'s device multiplies bfloat16 matrices; the interpreter does it wrongly."""
+    return not INTERPRETED and has_bfloat16(capability(x.device.index))
+
+
 def _sets(call: Call, resident: int) -> int:
     """Into how many sets the blocks of a group fall: the fewest that keep nearly all programs busy.
 
@@ -328,21 +330,21 @@ def _gradients(call: Call, dy, starts, adjoints, outputs) -> tuple[torch.Tensor,
     (batch, length), K = u.shape[:2], call.segments.chunks
     if not u.numel():
         return u.new_zeros((2, *call.B.shape)), *call.A.new_zeros((2, 1, call.D))
-    block, row = GRADIENT_BLOCK, launch_row(u)
-    resident = resident_programs(u, row.programs_per_multiprocessor(warps_for(call.N), GRADIENT_REGISTERS))
+    block, held = GRADIENT_BLOCK, launch_row(u).programs_per_multiprocessor(warps_for(call.N), GRADIENT_REGISTERS)
+    resident = resident_programs(u, held)
     sets = _sets(call, resident)
     pieces = K * call.G * sets
     programs = min(pieces, resident)
     sums = torch.empty((sets, batch, length, call.G, 2, call.N), dtype=torch.float32, device=u.device)
     vectors = sums.new_empty((2, K, call.D))
-    scratch = sums.new_empty(programs * (CHUNK // 2) * next_power(call.N) * block)
+    scratch = sums.new_empty(programs * (call.chunk // 2) * next_power(call.N) * block)
     gradient_kernel[(programs,)](
         dy, u, call.delta, call.A, call.B, call.C, call.skip, call.z, call.bias, starts, adjoints, scratch,
         du, ddelta, dz, y, sums, vectors[0], vectors[1], *call.spans(), *call.channels(block),
         pieces, batch, sets, *strides_of(dy), *call.strides("u", "delta", "B", "C", "z"),
         *strides_of(du), *strides_of(ddelta), *strides_of(dz), *strides_of(y),
         EXACT=torch.float32 in (call.B.dtype, call.C.dtype), num_stages=1,
-        SHUFFLE=INTERPRETED or call.N < 16 or not row.bfloat16, **call.constants(block),
+        SHUFFLE=call.N < 16 or not multiplies_bfloat16(u), **call.constants(block),
     )  # fmt: skip
     total = sums[0] if sets == 1 else sums.sum(0)
     return total.movedim(3, 0), *vectors

@@ -13,10 +13,10 @@ import triton.language as tl
 
 from seqkit.kernels.chunks import count_chunks
 from seqkit.kernels.selective.tiles import (
-    CHUNK,
     Call,
     advance,
     channel_block,
+    chunk_length,
     chunk_of,
     decay_rates,
     present,
@@ -103,8 +103,8 @@ def chain_kernel(
 ):  # fmt: skip
     """Hand states from chunk to chunk of a segment, in scan order or (adjoints) against it.
 
-    Takes the ends of the chunks (K, N, D) from zero starts and entries (S, D, N); leaves in place of the ends the states
-    that the chunks start from, and writes what leaves each segment (S, D, N). The decay over a chunk is
+    Takes the ends of the chunks (K, N, D) from zero starts and entries (S, D, N); leaves in place of the ends the
+    states that the chunks start from, and writes what leaves each segment (S, D, N). The decay over a chunk is
     exp(A sum of delta): no product of decays spans chunks.
     """
     program = tl.program_id(0).to(tl.int64)
@@ -189,7 +189,7 @@ def output_kernel(
 
 def boundary_shape(batch: int, length: int, channels: int, states: int, segments: int | None) -> tuple[int, int, int]:
     """Shape (K, N, D) of the chunk-start states that the forward pass keeps."""
-    return count_chunks(batch, length, CHUNK, segments), states, channels
+    return count_chunks(batch, length, chunk_length(batch, length, channels), segments), states, channels
 
 
 def chain(call: Call, states_KND: torch.Tensor, sums_KD: torch.Tensor, entry: torch.Tensor | None, flip: bool):
@@ -200,7 +200,7 @@ def chain(call: Call, states_KND: torch.Tensor, sums_KD: torch.Tensor, entry: to
     if spans.count:
         chain_kernel[(spans.count * blocks,)](
             states_KND, sums_KD, call.A, entry, last, spans.table, spans.per_row, spans.count, D, blocks,
-            N=N, BLOCK=CHAIN_BLOCK, CHUNK=CHUNK, STEPS=CHAIN_STEPS, PACKED=spans.packed, FLIP=flip, num_warps=2,
+            N=N, BLOCK=CHAIN_BLOCK, CHUNK=call.chunk, STEPS=CHAIN_STEPS, PACKED=spans.packed, FLIP=flip, num_warps=2,
         )  # fmt: skip
     return last
 

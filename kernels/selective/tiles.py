@@ -1,7 +1,7 @@
 """What the forward and backward kernels of the selective scan share: tiles on the device, one call on the host.
 
-A program owns BLOCK channels and walks through the tokens of a chunk; a thread holds all states of its channels (N to 16),
-so that sums over states stay in registers and time needs no communication. The row of the next token is asked for
+A program owns BLOCK channels and walks through the tokens of a chunk; a thread holds all states of its channels (N to
+16), so that sums over states stay in registers and time needs no communication. The row of the next token is asked for
 before the present one is worked on.
 
 Legend: B batch, L length, S segments, D channels, N states, G groups, K chunks.
@@ -17,7 +17,8 @@ from seqkit.kernels.triton_chunks import locate_chunk, only_if
 from seqkit.kernels.triton_launch import INTERPRETED, Segments, ceil_div, next_power
 from seqkit.kernels.triton_math import LOG2_E, softplus
 
-CHUNK = 16 if INTERPRETED else 256  # the same for every length, so that compiled graphs never depend on it
+CHUNKS = (16, 16) if INTERPRETED else (64, 256)  # tokens of a chunk: to fill a GPU with few numbers, and with many
+MANY = 1 << 25  # numbers (B L D); from here on long chunks give all multiprocessors work
 
 
 @triton.jit
@@ -27,8 +28,16 @@ def channel_block(g, block, group, BLOCK: tl.constexpr):
     return g * group + local, local < group
 
 
+def chunk_length(batch: int, length: int, channels: int) -> int:
+    """Tokens of a chunk. Compiled graphs of dynamic length know one border."""
+    return CHUNKS[batch * length * channels >= MANY]
+
+
 @triton.jit
-def chunk_of(k, segment_ptr, table_ptr, segments, length, per_row, CHUNK: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr):  # fmt: skip  # noqa: E501
+def chunk_of(
+    k, segment_ptr, table_ptr, segments, length, per_row,
+    CHUNK: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
     """(batch row, first token in scan order, number of tokens, whether there is one) of chunk k.
 
     A slot without tokens names token 0, so that rows fetched before anything is known of them exist.
@@ -120,7 +129,8 @@ class Call:
 
         self.u, self.delta, self.B, self.C, self.z = u, delta, B, C, z
         self.A, self.skip, self.bias, self.entry = wide(A.t()), wide(D), wide(delta_bias), wide(initial_state)
-        self.segments = Segments(u, CHUNK, cu_seqlens)
+        self.chunk = chunk_length(*u.shape)
+        self.segments = Segments(u, self.chunk, cu_seqlens)
         (self.D, self.N), self.G = A.shape, B.shape[2]
         self.group = self.D // self.G
         self.softplus, self.reverse = delta_softplus, reverse
@@ -152,7 +162,7 @@ class Call:
             "N": self.N,
             "NP": next_power(self.N),
             "BLOCK": block,
-            "CHUNK": CHUNK,
+            "CHUNK": self.chunk,
             "SOFTPLUS": self.softplus,
             "PACKED": self.segments.packed,
             "REVERSE": self.reverse,

@@ -10,6 +10,7 @@ import shutil
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from seqkit.data.bgzip import check_bgzip_end, is_bgzip
 from seqkit.data.cache import cache_folder, cache_key
 from seqkit.data.genome import Interval, guess_build, match_contig
-from seqkit.errors import InputError
+from seqkit.errors import ConfigError, InputError
 from seqkit.files import atomic, sha256
 
 log = logging.getLogger(__name__)
@@ -70,15 +71,24 @@ class Fasta:
     Args:
         path: FASTA file. Plain gzip is decompressed once into the cache folder. The index is read or written beside
             the file; where that is impossible it goes to the cache folder.
+        circular: Contigs that are circles: what lies beyond one end is the other end.
 
     Raises:
         InputError: The file is absent, empty, a folder, or compressed in a way that is not understood.
+        ConfigError: A circular contig is missing, or the file holds only a piece of it.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], *, circular: Sequence[str] = ()):
         self.path = Path(path)
         self._data_path = _readable_path(self.path)
+        self._circles: dict[str, int] = {}
         self._forget()
+        for name in circular:
+            pieces = self.pieces(name)
+            if len(pieces) != 1 or pieces[0].is_piece:
+                got = "only a piece of it" if pieces else "no such contig"
+                raise ConfigError("circular", expected=f"a whole contig of {self.path.name}", got=f"{name!r}: {got}")
+            self._circles[pieces[0].contig] = pieces[0].length
 
     def _forget(self) -> None:
         self._process = -1
@@ -88,7 +98,7 @@ class Fasta:
         self._resolved: dict[str, str | None] = {}
 
     def __getstate__(self) -> dict[str, Path]:
-        return {"path": self.path, "_data_path": self._data_path}
+        return {"path": self.path, "_data_path": self._data_path, "_circles": self._circles}
 
     def __setstate__(self, state: dict[str, Path]) -> None:
         self.__dict__.update(state)
@@ -127,6 +137,10 @@ class Fasta:
             self._resolved[contig] = match_contig(contig, self.contigs)
         return self._resolved[contig]
 
+    def circle(self, contig: str) -> int | None:
+        """Length of a circular contig; None for any other."""
+        return self._circles.get(self.resolve(contig))
+
     def pieces(self, contig: str) -> list[Record]:
         """Records that lie on ``contig``, by position; empty where it is missing."""
         name = self.resolve(contig)
@@ -142,7 +156,7 @@ class Fasta:
             soft_mask: Keep lower case instead of raising it.
 
         Returns:
-            Exactly ``end - start`` letters; N where the file has no data.
+            Exactly ``end - start`` letters; N where the file has no data, the other end of a circular contig.
 
         Raises:
             InputError: The contig is missing, ``end < start``, or the file cannot be read.
@@ -156,6 +170,11 @@ class Fasta:
         pieces = self.pieces(contig)
         if not pieces:
             raise self.missing_contig(contig)
+        around = self._circles.get(pieces[0].contig)
+        if around is not None and (start < 0 or end > around):
+            whole = self._read(pieces[0], 0, around)
+            bases = whole[np.arange(start, end) % around]
+            return bases if soft_mask else _UPPER[bases]
         bases = np.full(end - start, ord("N"), dtype=np.uint8)
         for record in pieces:
             low, high = max(start, record.start), min(end, record.end)
@@ -171,6 +190,8 @@ class Fasta:
 
     def covers(self, contig: str, start: int, end: int) -> bool:
         """True where the file has data for every base of the interval."""
+        if self.circle(contig) is not None:
+            return True
         position = start
         for record in self.pieces(contig):
             if record.start <= position < record.end:

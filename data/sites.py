@@ -158,10 +158,15 @@ def _judge_contig(
         for piece in fasta.pieces(name):
             inside[max(piece.start - low, 0) + 1 : max(min(piece.end, high) - low, 0) + 1] = 1
         known = (bases == 65) | (bases == 67) | (bases == 71) | (bases == 84)
+        around = fasta.circle(name)
+        if around is not None:
+            inside[1:] = 1
         covered = np.cumsum(inside)
         unknown = np.concatenate([[0], np.cumsum(~known & (inside[1:] > 0))])
         start, end = sites.start_N[chosen] - low, ends[span] - low
         absent = covered[end] - covered[start] < end - start
+        if around is not None:
+            absent = (sites.start_N[chosen] < 0) | (sites.start_N[chosen] >= around)
         differs = bases[start] != np.array([ord(sites.ref[i][0]) for i in chosen], dtype=np.uint8)
         for k in np.flatnonzero((end - start > 1) & ~absent):
             differs[k] = bases[start[k] : end[k]].tobytes() != sites.ref[chosen[k]].encode()

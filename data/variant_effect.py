@@ -22,6 +22,7 @@ from seqkit.data.feature_sources import FeatureSource, feature_matrix, open_sour
 from seqkit.data.features import MODIFIERS, PLAIN_GROUPS, consequence_features, contexts
 from seqkit.data.genome import canonical_contig
 from seqkit.data.labels import Labels, read_features, read_labels
+from seqkit.data.normalise import normalised
 from seqkit.data.reference_check import check_reference
 from seqkit.data.regions import Annotation, read_annotation
 from seqkit.data.sites import Sites, locate
@@ -49,6 +50,8 @@ class VariantDataConfig:
         compare: Numeric columns whose values stand beside the model in the report; the features by default.
         window: Bases in a window.
         strand: gene (the gene's strand where the annotation gives it, both elsewhere), forward, or both (average).
+        norm: Left-normalise insertions and deletions before they are scored; the records stay as they are.
+        circular: Contigs that are circles, whose windows go on at the other end; text is split at commas.
         max_n: Largest share of unknown bases in a window that is still scored.
         max_mismatch: Largest share of alleles whose REF may differ from the reference.
         split: block, chromosome, contiguous, position or random; none chooses by what the table holds.
@@ -72,6 +75,8 @@ class VariantDataConfig:
     compare: str | list[str] | None = None
     window: int = 128
     strand: str = "gene"
+    norm: bool = False
+    circular: str | list[str] | None = None
     max_n: float = 0.1
     max_mismatch: float = 0.1
     split: str | None = None
@@ -291,9 +296,20 @@ def load_variant_effect(config: VariantDataConfig) -> VariantEffectData:
     return prepare(config, table, labels)
 
 
+def open_reference(config: VariantDataConfig) -> Fasta:
+    """The reference with its circular contigs.
+
+    Raises:
+        ConfigError: A circular contig is not in it, or only a piece of it.
+    """
+    names = config.circular or ()
+    names = [n.strip() for n in names.split(",") if n.strip()] if isinstance(names, str) else names
+    return Fasta(config.fasta, circular=names)
+
+
 def prepare(config: VariantDataConfig, table: VariantTable, labels: Labels) -> VariantEffectData:
     """Check alleles against the reference, place and annotate them and collect their features."""
-    fasta = Fasta(config.fasta)
+    fasta = open_reference(config)
     check_reference(table, fasta, max_mismatch=config.max_mismatch)
     annotation = read_annotation(config.gff) if config.gff else None
     return assemble(config, table, labels, fasta, annotation)
@@ -311,6 +327,9 @@ def assemble(
     if sources is None:
         sources = open_sources(config.features, config.sources, table.records.columns)
     sites = locate(table, fasta, length=config.window, max_n_fraction=config.max_n)
+    moved = normalised(table, sites, fasta) if config.norm else None
+    if moved is not None:
+        sites = locate(moved, fasta, length=config.window, max_n_fraction=config.max_n)
     consequences = predict_consequences(sites, fasta, annotation) if annotation else None
     sites = sites.with_strand(reading_strand(config.strand, consequences, len(sites)))
     matrices, names = [], []

@@ -46,7 +46,8 @@ def build_windows(
     What both alleles share at their ends is cut first. The first base that differs, in reading direction, stands at
     index ``centre`` of both windows; everything before it is the same in both, and both are filled up with what follows
     until they hold ``length`` tokens. On the minus strand all of this happens on the reverse complement, so an
-    insertion or deletion shifts what lies downstream on the strand that is read. Beyond the known sequence stands N.
+    insertion or deletion shifts what lies downstream on the strand that is read. Beyond the known
+    sequence stands N; a circular contig goes on at its other end.
 
     Args:
         sites: Placed alleles; the chosen ones must be scored.
@@ -91,6 +92,11 @@ def build_windows(
     alt_source_BW = first_B[:, None] + step_B[:, None] * anchored_BW
 
     ref_ids_BW, alt_ids_BW = _read(sites, fasta, indices, ref_source_BW, alt_source_BW)
+    for row, i in enumerate(indices):
+        around = fasta.circle(sites.contig[i])
+        if around is not None:
+            ref_source_BW[row] %= around
+            alt_source_BW[row] %= around
     for row, (_, _, alt) in enumerate(trimmed):
         if alt:
             ids = _TOKENIZER.encode(alt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -60,17 +60,18 @@ class PredictConfig:
     data: VariantDataConfig = field(default_factory=VariantDataConfig)
 
 
-INPUT_ALIASES = ("fasta", "variants", "gff", "columns", "sources", "max-mismatch", "batch-size", "workers")
+INPUT_ALIASES = ("fasta", "variants", "gff", "columns", "sources", "circular", "max-mismatch", "batch-size", "workers")
 PREDICT_ALIASES = {name: ALIASES[name] for name in INPUT_ALIASES} | {"info-prefix": "info_prefix"}
 
 
 def run(argv: Sequence[str]) -> int:
     """Score a file and write all of its records."""
-    config, own, _ = parse("seqkit predict", PredictConfig, argv, aliases=PREDICT_ALIASES, flags=("resume",))
+    config, own, _ = parse("seqkit predict", PredictConfig, argv, aliases=PREDICT_ALIASES, flags=("resume", "norm"))
     check_arguments(config, own["resume"])
     trained = load_trained(config.ckpt, config.task)
     trained.task.to(torch_device(config.device))
     settings = trained.data_for(config.data)
+    settings = replace(settings, norm=settings.norm or own["norm"])
     regions = read_regions(config.regions) if config.regions is not None else None
     source = open_source(config.data.variants, columns=config.data.columns, regions=regions)
     source.whole = source.kind == "vcf" and output_format(config.out, source) not in ("vcf", "vcf.gz", "bcf")
@@ -181,14 +182,17 @@ def provenance(config: PredictConfig, scorer: VariantScorer) -> dict[str, str]:
         "seqkit_model_sha256": sha256(Path(config.ckpt) / WEIGHTS)[:16],
         "seqkit_reference": scorer.fasta.path.name,
         "seqkit_reference_digest": scorer.fasta.digest()[:40],
-        "seqkit_indels": "as given, not left-normalised",
+        "seqkit_indels": "left-normalised for scoring"
+        if scorer.config.norm
+        else "scored as given, not left-normalised",
         "seqkit_command": " ".join(["seqkit", *arguments]),
     }
 
 
 def identity(config: PredictConfig, settings: VariantDataConfig, scorer: VariantScorer) -> dict[str, Any]:
     """Everything that decides the output's bytes, for a resume to compare."""
-    names = ("features", "window", "strand", "max_n", "max_mismatch", "batch_size", "columns", "sources")
+    names = ("features", "window", "strand", "max_n", "max_mismatch", "batch_size", "columns", "sources", "norm",
+             "circular")  # fmt: skip
     return {
         "--variants": fingerprint(config.data.variants),
         "--fasta": scorer.fasta.digest(),

@@ -41,6 +41,8 @@ class TrainedVariantEffect:
         )  # fmt: skip
         if given.variants is not None:
             settings = replace(settings, variants=given.variants, columns=given.columns, block=None, compare=None)
+        if given.circular is not None:
+            settings = replace(settings, circular=given.circular)
         if given.sources:
             settings = replace(settings, sources={**(settings.sources or {}), **given.sources})
         if given.fasta is not None:

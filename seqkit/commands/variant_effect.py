@@ -37,6 +37,7 @@ ALIASES = {
     "positive": "data.positive",
     "features": "data.features",
     "sources": "data.sources",
+    "circular": "data.circular",
     "columns": "data.columns",
     "compare": "data.compare",
     "window": "data.window",

@@ -21,7 +21,7 @@ from seqkit.data.labels import Labels
 from seqkit.data.reference_check import check_reference
 from seqkit.data.regions import read_annotation
 from seqkit.data.sites import Status
-from seqkit.data.variant_effect import VariantDataConfig, VariantEffectData, assemble
+from seqkit.data.variant_effect import VariantDataConfig, VariantEffectData, assemble, open_reference
 from seqkit.data.variants import VariantTable, read_variants
 from seqkit.tasks.calibration import PlattScaling, TemperatureScaling
 
@@ -107,7 +107,7 @@ class VariantScorer:
         sources: Mapping[str, FeatureSource] | None = None,
     ):
         self.trained, self.config, self._sources = trained, config, sources
-        self.fasta = fasta or Fasta(config.fasta)
+        self.fasta = fasta or open_reference(config)
         self._annotation = read_annotation(config.gff) if config.gff else None
         self.counts: Counter[str] = Counter()
 

@@ -40,7 +40,8 @@ WEIGHT_PROGRAMS = 512  # chunks x blocks of heads that fill a device; fewer chun
 def token_kernel(
     dy_ptr, x_ptr, B_ptr, C_ptr, D_ptr, z_ptr, dt_ptr, sums_ptr, ends_ptr, dx_ptr, dlog_ptr, ddt_ptr, dD_ptr,
     adjoints_ptr, segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
-    sgb, sgl, sgh, sxb, sxl, sxh, sBb, sBl, sBg, sCb, sCl, sCg, szb, szl, szh, sdb, sdl, sdh,
+    sgb, sgl: tl.constexpr, sgh, sxb, sxl: tl.constexpr, sxh, sBb, sBl: tl.constexpr, sBg, sCb, sCl: tl.constexpr,
+    sCg, szb, szl: tl.constexpr, szh, sdb, sdl: tl.constexpr, sdh,
     P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, PER_HEAD: tl.constexpr,
 ):  # fmt: skip
@@ -120,7 +121,8 @@ def token_kernel(
 def weight_kernel(
     dy_ptr, x_ptr, C_ptr, B_ptr, z_ptr, dt_ptr, sums_ptr, states_ptr, adjoints_ptr, dB_ptr, dC_ptr, dlog_ptr,
     segment_ptr, table_ptr, base, length, per_row, segments, heads, group, blocks, width,
-    sgb, sgl, sgh, sxb, sxl, sxh, sCb, sCl, sCg, sBb, sBl, sBg, szb, szl, szh,
+    sgb, sgl: tl.constexpr, sgh, sxb, sxl: tl.constexpr, sxh, sCb, sCl: tl.constexpr, sCg, sBb, sBl: tl.constexpr,
+    sBg, szb, szl: tl.constexpr, szh,
     sdBk, sdBb, sdBl, sdBg, sdCk, sdCb, sdCl, sdCg,
     P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,

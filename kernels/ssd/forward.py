@@ -46,7 +46,8 @@ def gated(x, z_ptr, stride, q, left, p, P: tl.constexpr, REVERSE: tl.constexpr):
 @triton.jit(do_not_specialize=GEOMETRY)
 def sweep_kernel(
     x_ptr, z_ptr, B_ptr, dt_ptr, sums_ptr, starts_ptr, out_ptr, totals_ptr, segment_ptr, table_ptr,
-    base, length, per_row, segments, heads, group, sxb, sxl, sxh, szb, szl, szh, sBb, sBl, sBg,
+    base, length, per_row, segments, heads, group, sxb, sxl: tl.constexpr, sxh, szb, szl: tl.constexpr, szh, sBb,
+    sBl: tl.constexpr, sBg,
     P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
     ADJOINT: tl.constexpr, KEEP: tl.constexpr,
@@ -134,7 +135,8 @@ def chain_kernel(
 def output_kernel(
     x_ptr, B_ptr, C_ptr, D_ptr, z_ptr, dt_ptr, sums_ptr, starts_ptr, y_ptr, dy_ptr, dz_ptr, states_ptr,
     segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
-    sxb, sxl, sxh, sBb, sBl, sBg, sCb, sCl, sCg, szb, szl, szh, syb, syl, syh, sgb, sgl, sgh, sdb, sdl, sdh,
+    sxb, sxl: tl.constexpr, sxh, sBb, sBl: tl.constexpr, sBg, sCb, sCl: tl.constexpr, sCg, szb, szl: tl.constexpr,
+    szh, syb, syl: tl.constexpr, syh, sgb, sgl: tl.constexpr, sgh, sdb, sdl: tl.constexpr, sdh,
     P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, PER_HEAD: tl.constexpr,
 ):  # fmt: skip

@@ -3,7 +3,8 @@
 A span is a run of SPAN tokens of one segment, cut into chunks of Q tokens; positions count in scan order. Only states
 at span starts go through memory in float32. Numbers per token and head lie chunk by chunk, (chunk slots, H, Q), in
 whole chunks whatever the length: they need no mask and have no direction. A head whose state no program could hold is
-cut into PARTS of its channels, which the kernels take for heads: their H and P are those of parts.
+cut into PARTS of its channels, which the kernels take for heads: their H and P are those of parts. Strides along L are
+known to the compiler: the rows of a tile are then one address and constants, not a register pair each.
 
 Legend: B batch, L length, S segments, H heads, P head channels, N states, G groups, Q tokens per chunk, K spans.
 """

@@ -17,17 +17,22 @@ def compile_cases() -> dict[str, CompileCase]:
     types |= {"dt_min": "fp32", "dt_max": "fp32"}
     where = {"SPAN": SPANS[0], "Q": CHUNK, "PARTS": 1, "PACKED": True, "REVERSE": True}
     walk = {**where, "P": 64, "PP": 64, "N": 64, "NP": 64, "DOT": tl.float16}
+    strides = dict.fromkeys(("sxl", "szl", "sgl", "sdl", "syl", "sBl", "sCl"), 1024)
+
+    def case(kernel, warps, constants, **more):
+        named = {parameter.name for parameter in kernel.params}
+        known = {name: stride for name, stride in strides.items() if name in named and constants is walk}
+        narrow = {"out_ptr": "*bf16"} if more.get("KEEP") else {}
+        return CompileCase(kernel, {**constants, **known, **more}, warps, types | narrow)
+
     chain = {"E": 4096, "BLOCK": CHAIN_BLOCK, "SPAN": SPANS[0], "STEPS": CHAIN_STEPS, "PACKED": True, "FLIP": True}
-    states = {**types, "out_ptr": "*bf16"}
     return {
-        "step_kernel": CompileCase(step_kernel, {**where, "SOFTPLUS": True}, 1, types),
-        "summary": CompileCase(sweep_kernel, {**walk, "starts_ptr": None, "ADJOINT": True, "KEEP": False}, 4, types),
-        "sweep_kernel": CompileCase(sweep_kernel, {**walk, "ADJOINT": False, "KEEP": True}, 4, states),
-        "chain_kernel": CompileCase(chain_kernel, chain, 2, types),
-        "output_kernel": CompileCase(output_kernel, {**walk, "PER_HEAD": False}, 4, types),
-        "token_kernel": CompileCase(token_kernel, {**walk, "PER_HEAD": True}, 4, types),
-        "weight_kernel": CompileCase(weight_kernel, walk, 4, types),
-        "step_gradient_kernel": CompileCase(
-            step_gradient_kernel, {**where, "SOFTPLUS": True, "SUM": tl.float32}, 1, types
-        ),
+        "step_kernel": case(step_kernel, 1, where, SOFTPLUS=True),
+        "summary": case(sweep_kernel, 4, walk, starts_ptr=None, ADJOINT=True, KEEP=False),
+        "sweep_kernel": case(sweep_kernel, 4, walk, ADJOINT=False, KEEP=True),
+        "chain_kernel": case(chain_kernel, 2, chain),
+        "output_kernel": case(output_kernel, 4, walk, PER_HEAD=False),
+        "token_kernel": case(token_kernel, 4, walk, PER_HEAD=True),
+        "weight_kernel": case(weight_kernel, 4, walk),
+        "step_gradient_kernel": case(step_gradient_kernel, 1, where, SOFTPLUS=True, SUM=tl.float32),
     }

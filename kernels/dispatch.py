@@ -21,6 +21,7 @@ PROVIDERS: dict[str, dict[str, str]] = {
         "selective_scan": "seqkit.kernels.selective.reference",
         "ssd_scan": "seqkit.kernels.ssd.reference",
         "mamba3_scan": "seqkit.kernels.mamba3.reference",
+        "mamba3_mimo": "seqkit.kernels.mamba3.reference",
         "causal_conv": "seqkit.kernels.conv.reference",
         "rms_norm": "seqkit.kernels.norm.reference",
         "gated_rms_norm": "seqkit.kernels.norm.reference",
@@ -30,6 +31,7 @@ PROVIDERS: dict[str, dict[str, str]] = {
     },
     "triton": {
         "selective_scan": "seqkit.kernels.selective.triton_provider",
+        "mamba3_scan": "seqkit.kernels.mamba3.triton_provider",
         "ssd_scan": "seqkit.kernels.ssd.triton_provider",
         "causal_conv": "seqkit.kernels.conv.triton_provider",
         "rms_norm": "seqkit.kernels.norm.triton_provider",

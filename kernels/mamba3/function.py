@@ -118,7 +118,7 @@ def mamba3_scan(
         pairing,
         float(A_floor),
         chunk_size,
-        dispatch.provider_for("mamba3_scan", x_BLHP),
+        dispatch.provider_for("mamba3_scan" if mimo_x is None else "mamba3_mimo", x_BLHP, B, C, z),
     )
     return (y, Mamba3State(theta, ssm, k, v)) if return_final_state else y
 
@@ -163,10 +163,11 @@ def mamba3_scan_fwd(
 @mamba3_scan_fwd.register_fake
 def _(x, dt, A, trap, B, C, angles, *rest):
     (mimo_x, _, mimo_o), (cu_seqlens, _, _, _, _, chunk_size, provider) = rest[5:8], rest[12:]
-    (batch, length, H, P), (R, _, N), M = x.shape, B.shape[2:], angles.shape[2]
+    (batch, length, H, P), (R, G, N), M = x.shape, B.shape[2:], angles.shape[2]
     packed = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
     S, dtype = batch if packed is None else packed, accumulate_dtype(x)
-    chunks = dispatch.implementation("mamba3_scan", provider).chunk_slots(batch, length, packed, R, chunk_size)
+    implementation = dispatch.implementation("mamba3_scan", provider)
+    states, phases = implementation.kept_shapes(batch, length, packed, (H, P, R, G, N, M), chunk_size)
     per_rank = mimo_x is not None and mimo_o is None
     return (
         x.new_empty((batch, length, R, H, P) if per_rank else x.shape),
@@ -174,8 +175,8 @@ def _(x, dt, A, trap, B, C, angles, *rest):
         x.new_empty((S, H, P, N), dtype=dtype),
         x.new_empty((S, R, H, N), dtype=dtype),
         x.new_empty((S, H, P), dtype=dtype),
-        x.new_empty((chunks, H, P, N), dtype=dtype),
-        x.new_empty((chunks, H, M), dtype=torch.int64),
+        x.new_empty(states, dtype=dtype),
+        x.new_empty(phases, dtype=torch.int64),
     )
 
 

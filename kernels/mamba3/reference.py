@@ -19,9 +19,21 @@ from seqkit.kernels.mamba3.steps import Steps
 from seqkit.kernels.numbers import silu_and_derivative
 
 
-def chunk_slots(batch: int, length: int, segments: int | None, rank: int, chunk_size: int | None) -> int:
-    """Number K of chunks whose starting state (K, H, P, N) and phase (K, H, M) the forward pass keeps."""
-    return count_chunks(batch, length, tokens_per_chunk(chunk_size, rank), segments)
+def kept_shapes(
+    batch: int, length: int, segments: int | None, sizes: tuple[int, ...], chunk_size: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of the states (K, H, P, N) and phases (K, H, M) at chunk starts that the forward pass keeps.
+
+    Args:
+        batch: B.
+        length: L.
+        segments: S of a packed batch, else None.
+        sizes: H, P, R, G, N, M.
+        chunk_size: The caller's.
+    """
+    H, P, R, _, N, M = sizes
+    chunks = count_chunks(batch, length, tokens_per_chunk(chunk_size, R), segments)
+    return (chunks, H, P, N), (chunks, H, M)
 
 
 def _table(ops: Operands) -> ChunkTable:
@@ -47,11 +59,9 @@ def forward(*args) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tens
     """
     ops = make_operands(*args)
     B, L = ops.x_BLHP.shape[:2]
-    H, P, R, _, N, M = ops.sizes
     segments = None if ops.cu_seqlens is None else ops.ssm_SHPN.shape[0]
-    chunks = chunk_slots(B, L, segments, R, ops.chunk_size)
-    starts_KHPN = ops.ssm_SHPN.new_zeros((chunks, H, P, N))
-    phases_KHM = ops.theta_SHM.new_zeros((chunks, H, M))
+    shapes = kept_shapes(B, L, segments, ops.sizes, ops.chunk_size)
+    starts_KHPN, phases_KHM = ops.ssm_SHPN.new_zeros(shapes[0]), ops.theta_SHM.new_zeros(shapes[1])
     # the extra row of a final state takes what closes no segment
     theta, ssm, k, v = (torch.cat([s, s.new_zeros((1, *s.shape[1:]))]) for s in _entering(ops))
     y = new_rows(ops.x_BLHP.new_empty(output_shape(ops)))

@@ -18,6 +18,7 @@ INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
 SETTINGS = {
     "selective_scan": {"delta_softplus": True},
     "ssd_scan": {"dt_softplus": True, "dt_min": 0.72},
+    "mamba3_scan": {"decay": "softplus", "pairing": "halves"},
     "causal_conv": {"activation": "silu"},
 }
 SCANNED = tuple(SETTINGS)
@@ -41,7 +42,7 @@ def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "17 passed" in done.stdout
+    assert "21 passed" in done.stdout
 
 
 @inside
@@ -67,6 +68,13 @@ def test_no_tokens(op):
 def test_bfloat16_in_groups_without_options():
     problem = make_problem("selective_scan", batch=1, length=5, groups=2, dtype=torch.bfloat16)
     check(problem.without("D", "z", "delta_bias", "initial_state"), TOLERANCES[torch.bfloat16])
+
+
+@inside
+def test_mamba3_in_groups_without_options():
+    problem = make_problem("mamba3_scan", batch=1, length=14, groups=2)
+    entering = [name for name in problem.tensors if name.startswith("initial_state")]
+    check(problem.without("B_bias", "C_bias", "dt_bias", "D", "z", *entering), TOLERANCES[torch.float32])
 
 
 @inside

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from seqkit.data.channels import COMPLEMENT_ORDER, window_channels
 from seqkit.data.fasta import Fasta
 from seqkit.data.regions import Annotation
 from seqkit.data.sites import Sites
-from seqkit.data.windows import build_windows
+from seqkit.data.windows import VariantWindows, build_windows
 from seqkit.errors import InputError
 
 _KEPT_BYTES = 256 << 20
@@ -38,6 +38,7 @@ class VariantWindowDataset(Dataset):
         features_NF: float32, one row an allele of ``sites``.
         labels_NK: float32, one row an allele of ``sites``.
         centre: Index of the first changed base; ``length // 2`` by default.
+        build: From allele numbers to their windows; those on the reference by default.
 
     Raises:
         InputError: A chosen allele has no window, or a matrix has another number of rows than ``sites``.
@@ -54,8 +55,9 @@ class VariantWindowDataset(Dataset):
         features_NF: np.ndarray | None = None,
         labels_NK: np.ndarray | None = None,
         centre: int | None = None,
+        build: Callable[[np.ndarray], VariantWindows] | None = None,
     ):
-        self.sites, self.fasta, self.length, self.centre = sites, fasta, length, centre
+        self.sites, self.fasta, self.length, self.centre, self.build = sites, fasta, length, centre, build
         self.annotation = annotation
         self.indices = np.flatnonzero(sites.scored_N) if indices is None else np.asarray(indices, dtype=np.int64)
         refused = self.indices[~sites.scored_N[self.indices]]
@@ -108,7 +110,10 @@ class VariantWindowDataset(Dataset):
         return len(self) * self.length * per_token <= _KEPT_BYTES
 
     def _windows(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
-        windows = build_windows(self.sites, self.fasta, chosen, self.length, centre=self.centre)
+        if self.build is not None:
+            windows = self.build(chosen)
+        else:
+            windows = build_windows(self.sites, self.fasta, chosen, self.length, centre=self.centre)
         arrays = {"ref_ids": windows.ref_ids_BW, "alt_ids": windows.alt_ids_BW, "centre": windows.centre_B}
         if self.annotation is not None:
             contigs = [self.sites.contig[i] for i in chosen]

@@ -5,7 +5,7 @@ Legend: N alleles, T label columns, F features, C annotation channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,7 @@ from seqkit.data.regions import Annotation, read_annotation
 from seqkit.data.sites import Sites, locate
 from seqkit.data.splits import Split, assign_folds, make_split
 from seqkit.data.variants import VariantTable, read_variants
+from seqkit.data.windows import VariantWindows
 from seqkit.errors import ConfigError
 
 STRANDS = ("gene", "forward", "both")
@@ -240,8 +241,10 @@ class VariantEffectData:
             self.table, fold_N, kind, description, fold=chosen, folds=config.folds, gap=config.gap, keep=usable
         )
 
-    def windows(self, rows: np.ndarray) -> VariantWindowDataset:
-        """Windows, features and labels of chosen alleles, in that order."""
+    def windows(
+        self, rows: np.ndarray, build: Callable[[np.ndarray], VariantWindows] | None = None
+    ) -> VariantWindowDataset:
+        """Windows, features and labels of chosen alleles, in that order; ``build`` makes other windows."""
         return VariantWindowDataset(
             self.sites,
             self.fasta,
@@ -250,6 +253,7 @@ class VariantEffectData:
             annotation=self.annotation,
             features_NF=self.features,
             labels_NK=self.labels,
+            build=build,
         )
 
     @cached_property

@@ -173,3 +173,27 @@ def _declares(line: str, kind: str, key: str) -> bool:
 def _number_text(column: str) -> pl.Expr:
     """Six significant digits, as htslib keeps; a dot where there is no value."""
     return pl.col(column).fill_nan(None).round_sig_figs(6).cast(pl.String).fill_null(".")
+
+
+def with_formats(
+    fields: pl.DataFrame, keys: Sequence[str], cells: Sequence[tuple[str, ...] | None], sample: int
+) -> pl.DataFrame:
+    """Text fields with FORMAT values added to one sample; other samples end before them, which stands for missing.
+
+    Args:
+        fields: Text fields of the records.
+        keys: FORMAT keys.
+        cells: Their values, one a record; None leaves the record as it is.
+        sample: 0-based.
+    """
+    texts = []
+    for text, values in zip(fields["GENOTYPES"].to_list(), cells, strict=True):
+        if values is not None:
+            form, *samples = text.split("\t")
+            names = form.split(":")
+            own = dict(zip(names, samples[sample].split(":"), strict=False)) | dict(zip(keys, values, strict=True))
+            names += [key for key in keys if key not in names]
+            samples[sample] = ":".join(own.get(name, ".") for name in names)
+            text = "\t".join((":".join(names), *samples))
+        texts.append(text)
+    return fields.with_columns(pl.Series("GENOTYPES", texts, dtype=pl.String))

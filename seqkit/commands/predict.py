@@ -14,12 +14,14 @@ import polars as pl
 
 import seqkit
 from seqkit.commands.arguments import parse
+from seqkit.commands.haplotype_scores import formats, require_one_output, score_sample
 from seqkit.commands.trained import load_trained
 from seqkit.commands.trainer import torch_device
 from seqkit.commands.variant_effect import ALIASES
 from seqkit.commands.variant_output import STDOUT, VariantOutput, output_format, say
 from seqkit.commands.variant_scores import VariantScorer
 from seqkit.data.feature_sources import ColumnSource, open_sources
+from seqkit.data.haplotypes import Phased, sample_number, with_neighbours
 from seqkit.data.reference_check import check_reference, contig_report, mismatch_error, wrong_share
 from seqkit.data.selection import Shard, read_regions
 from seqkit.data.stream import Chunk, Source, open_source
@@ -32,6 +34,8 @@ from seqkit.tasks.export import WEIGHTS
 
 CHUNK = 4096
 SCANNED = 100_000
+REACH = 10_000
+"""Bases beyond two windows within which a sample's other alleles, deletions among them, are looked for."""
 _HEAD_BYTES = 1 << 20
 
 
@@ -46,6 +50,7 @@ class PredictConfig:
         info_prefix: First letters of the INFO keys.
         regions: Only records whose POS lies inside: chr17:1-1,000 (several with spaces), chr17, or a BED file.
         shard: One of n runs of records that follow each other, as i/n; joined in order they are the whole.
+        sample: Also score this sample's alleles on its own phased haplotypes, into FORMAT.
         device: auto, cpu, cuda or cuda:N.
         data: Variants and reference; windows, features and strand are those of the run.
     """
@@ -56,6 +61,7 @@ class PredictConfig:
     info_prefix: str = "SK"
     regions: str | None = None
     shard: str | None = None
+    sample: str | None = None
     device: str = "auto"
     data: VariantDataConfig = field(default_factory=VariantDataConfig)
 
@@ -74,6 +80,7 @@ def run(argv: Sequence[str]) -> int:
     settings = replace(settings, norm=settings.norm or own["norm"])
     regions = read_regions(config.regions) if config.regions is not None else None
     source = open_source(config.data.variants, columns=config.data.columns, regions=regions)
+    sample = chosen_sample(config, source, settings.norm)
     source.whole = source.kind == "vcf" and output_format(config.out, source) not in ("vcf", "vcf.gz", "bcf")
     features = open_sources(settings.features, settings.sources, source.columns())
     if source.kind == "vcf":
@@ -91,14 +98,19 @@ def run(argv: Sequence[str]) -> int:
         prefix=config.info_prefix,
         identity=identity(config, settings, scorer) if config.out != STDOUT else {},
         resume=own["resume"],
+        formats=formats(config.info_prefix) if sample is not None else (),
     )
     done = output.progress.get("records", 0)
     scorer.counts.update(output.progress.get("counts", {}))
     if done:
         say(f"seqkit predict: going on after record {start + done:,}")
-    if not waiting:
-        chunks = source.chunks(size, start=start + done, stop=stop)
-    score_chunks(chunks, scorer, output, done)
+    if sample is not None:
+        # What is carried before the first record to score matters too: the file is read from its beginning.
+        chunks = chunks if waiting else source.chunks(size)
+        score_haplotypes(with_neighbours(chunks, sample, 2 * settings.window + REACH), scorer, output, sample, done)
+    else:
+        chunks = chunks if waiting else source.chunks(size, start=start + done, stop=stop)
+        score_chunks(chunks, scorer, output, done)
     share = wrong_share(scorer.counts)
     if share > settings.max_mismatch:
         output.discard()
@@ -173,6 +185,44 @@ def score_chunks(chunks: Iterator[Chunk], scorer: VariantScorer, output: Variant
             advance(chunk.size)
 
 
+def chosen_sample(config: PredictConfig, source: Source, norm: bool) -> int | None:
+    """Number of the sample whose haplotypes are scored.
+
+    Raises:
+        ConfigError: It is not there, or input, output or other settings leave no room for it.
+    """
+    if config.sample is None:
+        return None
+    if source.kind != "vcf" or output_format(config.out, source) not in ("vcf", "vcf.gz", "bcf"):
+        raise ConfigError("--sample", expected="VCF or BCF in and out, for genotypes and FORMAT", got="a table")
+    if config.regions is not None or config.shard is not None:
+        raise ConfigError(
+            "--sample", expected="a whole file, since a haplotype's other variants count", got="--regions or --shard",
+            remedy="Split the file by contig and score each.",
+        )  # fmt: skip
+    if norm:
+        raise ConfigError(
+            "--norm", expected="no --sample", got="both", remedy="Normalise first: bcftools norm -f ref.fa in.vcf.gz."
+        )
+    return sample_number(source.samples, config.sample)
+
+
+def score_haplotypes(
+    chunks: Iterator[Phased], scorer: VariantScorer, output: VariantOutput, sample: int, done: int
+) -> None:
+    """Score and write chunk after chunk, with the haplotypes of a sample."""
+    require_one_output(scorer)
+    with progress_bar("scoring", None) as advance:
+        for phased in chunks:
+            if phased.chunk.first < done:
+                continue
+            frame, cells = score_sample(scorer, phased)
+            output.write(phased.chunk, frame, cells, sample)
+            done += phased.chunk.size
+            output.save(records=done, counts=dict(scorer.counts))
+            advance(phased.chunk.size)
+
+
 def provenance(config: PredictConfig, scorer: VariantScorer) -> dict[str, str]:
     """What the header of the output says about how it was made."""
     arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--debug")]
@@ -200,6 +250,7 @@ def identity(config: PredictConfig, settings: VariantDataConfig, scorer: Variant
         "--ckpt": sha256(Path(config.ckpt) / WEIGHTS),
         "--regions": config.regions,
         "--shard": config.shard,
+        "--sample": config.sample,
         "--info-prefix": config.info_prefix,
         "--device": str(scorer.trained.task.device.type),
         "settings": {name: asdict(settings)[name] for name in names},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from seqkit.data.partial import Partial, PartialBytes, PartialParquet, StandardO
 from seqkit.data.stream import Chunk, Source
 from seqkit.data.tables import TABLE_SUFFIXES, plain_suffix
 from seqkit.data.variants import VCF_SUFFIXES
-from seqkit.data.vcf_writer import VcfEncoder
+from seqkit.data.vcf_writer import VcfEncoder, with_formats
 from seqkit.data.writers import FrameEncoder, TextEncoder, score_fields, table_header, vcf_fields
 from seqkit.errors import InputError
 
@@ -33,6 +33,7 @@ class VariantOutput:
         prefix: Of the INFO keys.
         identity: What decides the output's bytes.
         resume: Go on where an earlier run stopped.
+        formats: FORMAT fields of a sample: key, number, type, description.
 
     Raises:
         InputError: The suffix is unknown.
@@ -49,8 +50,10 @@ class VariantOutput:
         prefix: str,
         identity: Mapping[str, Any],
         resume: bool,
+        formats: Sequence[tuple[str, str, str, str]] = (),
     ):
         self.source, self.fasta, self.notes, self.prefix = source, fasta, notes, prefix
+        self.formats = formats
         self.scores = pl.DataFrame(schema=dict(columns))
         self.format = output_format(out, source)
         self.encoder: VcfEncoder | TextEncoder | FrameEncoder | None = None
@@ -67,8 +70,21 @@ class VariantOutput:
         """What the last saved piece was noted with."""
         return self.place.progress
 
-    def write(self, chunk: Chunk, scores: pl.DataFrame) -> None:
-        """Append a chunk."""
+    def write(
+        self,
+        chunk: Chunk,
+        scores: pl.DataFrame,
+        cells: Sequence[tuple[str, ...] | None] = (),
+        sample: int | None = None,
+    ) -> None:
+        """Append a chunk.
+
+        Args:
+            chunk: Its records.
+            scores: One row an allele.
+            cells: Values of the FORMAT fields, one a record; None leaves the record's FORMAT alone.
+            sample: Number of the sample they belong to.
+        """
         if self.format == "parquet":
             self._ready()
             self.place.append(self.encoder.body(chunk, scores))
@@ -77,6 +93,8 @@ class VariantOutput:
             self.place.append(self.encoder.body(chunk, scores))
         else:
             fields, grown = self._vcf_fields(chunk)
+            if sample is not None:
+                fields = with_formats(fields, [f[0] for f in self.formats], cells, sample)
             self._ready()
             if self.encoder.grow(grown) and self.head_bytes is not None and isinstance(self.place, StandardOutput):
                 raise InputError(
@@ -126,7 +144,14 @@ class VariantOutput:
                 raw=source.end if raw else None, head=b"".join((*source.remarks, source.header)) if raw else b"",
             )  # fmt: skip
         header = source.header_lines if source.kind == "vcf" else table_header(self.fasta)
-        return VcfEncoder(header, score_fields(self.scores), prefix=self.prefix, notes=self.notes, kind=self.format)
+        return VcfEncoder(
+            header,
+            score_fields(self.scores),
+            prefix=self.prefix,
+            notes=self.notes,
+            kind=self.format,
+            formats=self.formats,
+        )
 
     @property
     def _compressed(self) -> bool:

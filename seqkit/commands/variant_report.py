@@ -5,7 +5,7 @@ Legend: N alleles of the table, T label columns, K outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from seqkit.commands.variant_plots import draw
 from seqkit.data.modules import VariantDataModule
 from seqkit.data.splits import Split
 from seqkit.data.variant_effect import VariantEffectData
+from seqkit.data.windows import VariantWindows
 from seqkit.files import atomic, write_json
 from seqkit.inference.score import score_batches
 from seqkit.tasks import baselines
@@ -51,11 +52,23 @@ class Method(NamedTuple):
 
 
 def score_rows(
-    task: VariantEffectTask, data: VariantEffectData, rows: NDArray, title: str | None = "scoring"
+    task: VariantEffectTask,
+    data: VariantEffectData,
+    rows: NDArray,
+    title: str | None = "scoring",
+    build: Callable[[NDArray], VariantWindows] | None = None,
 ) -> dict[str, NDArray]:
-    """Outputs of the task for table rows, in their order; see :meth:`VariantEffectTask.score`."""
+    """Outputs of the task for table rows, in their order; see :meth:`VariantEffectTask.score`.
+
+    Args:
+        task: The task.
+        data: The table.
+        rows: Allele numbers.
+        title: Of the progress bar; None shows none.
+        build: From allele numbers to their windows; those on the reference by default.
+    """
     module = VariantDataModule(
-        predict=data.windows(rows), batch_size=4 * data.config.batch_size, workers=data.config.workers
+        predict=data.windows(rows, build), batch_size=4 * data.config.batch_size, workers=data.config.workers
     )
     return score_batches(task, module.predict_dataloader(), task.score, device=task.device, rows=len(rows), title=title)
 

@@ -120,12 +120,16 @@ class VariantScorer:
 
     def score(self, table: VariantTable) -> pl.DataFrame:
         """Score columns, one row an allele."""
+        return self.score_with_data(table)[0]
+
+    def score_with_data(self, table: VariantTable) -> tuple[pl.DataFrame, VariantEffectData]:
+        """Score columns, and the table as the model was given it."""
         labels = no_labels(self.trained, len(table))
         data = assemble(self.config, table, labels, self.fasta, self._annotation, self._sources)
         unknown_N = np.isnan(data.features[:, data.n_annotation_features :]).any(axis=1)
         data = replace(data, sites=data.sites.without(unknown_N, Status.FEATURE_MISSING))
         self.counts.update(data.sites.counts())
-        return allele_scores(self.trained, data)
+        return allele_scores(self.trained, data), data
 
 
 def no_labels(trained: TrainedVariantEffect, alleles: int) -> Labels:

@@ -70,7 +70,10 @@ ABSENT = {
         ("kernels", "backbones", "tokenizers", "data", "tasks", "report", "configs", "inference", "commands"),
         ("pysam", "triton"),
         # Triton programs
-        ("forward", "backward", "tiles", "triton_provider", "triton_chunks", "triton_math", "triton_exponentials"),
+        (
+            "forward", "backward", "tiles", "triton_provider", "triton_chunks", "triton_math", "triton_exponentials",
+            "gates", "rotation", "slices", "spans",
+        ),
     ),
 }
 

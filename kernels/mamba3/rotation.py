@@ -131,10 +131,13 @@ def rotate_pairs(
         a += tl.load(bias_at + m * STEP, mask=m < M, other=0.0)[None, :]
         b += tl.load(bias_at + m * STEP + OFFSET, mask=m < M, other=0.0)[None, :]
         rest += tl.load(bias_at + n, mask=still, other=0.0)[None, :]
-    turned_a, turned_b = a * cos - b * sin, a * sin + b * cos
+    # rounded here, so that the diagonal takes back exactly what the scan adds
+    kind = out_ptr.dtype.element_ty
+    turned_a, turned_b = (a * cos - b * sin).to(kind), (a * sin + b * cos).to(kind)
+    rest = rest.to(kind)
     put_pair_tiles(out_ptr, out_at, t, count, m, turned_a, turned_b, M, STEP, OFFSET)
     put_still_tile(out_ptr, out_at, t, count, n, still, rest)
-    return turned_a, turned_b, rest
+    return turned_a.to(tl.float32), turned_b.to(tl.float32), rest.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=GEOMETRY)

@@ -131,14 +131,15 @@ class ScaledScan(Call):
         return y
 
     def gradients(self, dy: Tensor, starts_KHPN: Tensor, dleaving_SHPN: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of x, k, q in float32, scale and decay (B, L, H), and the states that enter (S, H, P, N).
+        """Gradients of x, k, q, scale and decay (B, L, H), and the states that enter (S, H, P, N).
 
         Args:
             dy: Gradient of y.
             starts_KHPN: States at span starts.
             dleaving_SHPN: Gradient of the states that leave.
         """
-        dx, dk, dq = (self.new(*t.shape) for t in (self.x, self.k, self.q))
+        dx = self.new(*self.x.shape)
+        dk, dq = (self.new(*t.shape, dtype=self.scratch_dtype) for t in (self.k, self.q))
         grads = _Gradients(self, {"dx": dx, "dB": dk, "dC": dq})
         ends, totals = summaries(self, dy, None, self.C, self.steps(), True)
         adjoints, dentry = chain(self, ends, totals, dleaving_SHPN.contiguous(), flip=True)

@@ -303,7 +303,7 @@ def _like(grads: tuple[Tensor | None, ...], operands: tuple[Tensor | None, ...])
 
 def compile_cases() -> dict[str, CompileCase]:
     """Every kernel with 128 states, half of them rotating, all operands, packed and reversed, in bfloat16."""
-    narrow = ("B", "C", "k", "q", "x", "z", "y", "dy", "dx", "dz", "dB", "dC", "dangles", "inner")
+    narrow = ("B", "C", "k", "q", "dk", "dq", "x", "z", "y", "dy", "dx", "dz", "dB", "dC", "dangles", "inner")
     types = {f"{name}_ptr": "*bf16" for name in narrow} | dict.fromkeys(("segment_ptr", "table_ptr"), "*i64")
     types |= {"delta_ptr": "*fp64", "tanh_ptr": "*fp64", "start_ptr": "*i32"}
     turned = {"M": 32, "MP": 32, "T": TURN_TOKENS, "PACKED": True, "REVERSE": True}

@@ -19,6 +19,7 @@ from seqkit.kernels.ssd.forward import chain, gated, outputs, summaries, sweep
 from seqkit.kernels.ssd.tiles import (
     GEOMETRY,
     Call,
+    chunk_and_heads,
     decay_of,
     head_at,
     matmul,
@@ -182,7 +183,7 @@ def step_gradient_kernel(
     REVERSE: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the step sizes, from that of the decays; those of A and the bias as one partial sum per chunk."""
-    chunk = tl.program_id(0).to(tl.int64)
+    chunk, begin, end = chunk_and_heads(heads // PARTS)
     k, c = chunk // (SPAN // Q), chunk % (SPAN // Q)
     row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
     left = (count - c * Q).to(tl.int32)
@@ -191,7 +192,7 @@ def step_gradient_kernel(
     q = tl.arange(0, Q)
     t = first + (-(c * Q + q) if REVERSE else c * Q + q)
     later = q[None, :] >= q[:, None]
-    for h in range(heads // PARTS):
+    for h in range(begin, end):
         bias = tl.load(bias_ptr + h) if bias_ptr is not None else 0.0
         rate = tl.minimum(tl.load(A_ptr + h), 0.0)
         raw = tl.load(raw_ptr + row * srb + t * srl + h, mask=q < left, other=0.0)
@@ -274,7 +275,7 @@ def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients)
     if blocks > 1:
         grads.B.copy_(dB.sum(0))
         grads.C.copy_(dC.sum(0))
-    step_gradient_kernel[(call.spans * call.chunks_per_span,)](
+    step_gradient_kernel[(call.step_programs,)](
         call.raw, call.A, call.bias, grads.decays, grads.steps, grads.dt, grads.A, grads.bias, *call.geometry(),
         *call.raw.stride()[:2], *grads.dt.stride()[:2], *call.limits, SOFTPLUS=call.softplus,
         SUM=tl.float32 if call.single else tl.float64, **call.constants(), num_warps=1,

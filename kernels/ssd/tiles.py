@@ -18,7 +18,7 @@ import triton.language as tl
 from seqkit.kernels.chunks import count_chunks
 from seqkit.kernels.devices import capability, has_bfloat16, launch_row
 from seqkit.kernels.triton_chunks import locate_chunk
-from seqkit.kernels.triton_launch import INTERPRETED, Segments, guard, next_power
+from seqkit.kernels.triton_launch import INTERPRETED, Segments, ceil_div, guard, next_power
 from seqkit.kernels.triton_math import LOG2_E, exp2, sigmoid, softplus
 
 CHUNK = 4 if INTERPRETED else 64
@@ -26,6 +26,7 @@ SPANS = (8,) if INTERPRETED else (4096, 2048, 1024, 512, 256)
 LARGEST_STATE = 16 if INTERPRETED else 128 * 128  # P N of bfloat16 states; half of that in float32
 OPERANDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 IN_FLIGHT, ON_HAND = 96 * 1024, 40 * 1024  # bytes of tiles being fetched, and of those in use
+HEADS = tl.constexpr(4)  # whose step sizes a program computes: they share the bytes that memory hands out
 PROGRAMS = 1024  # spans x heads that fill any device twice
 NO_DECAY_LEFT = tl.constexpr(-200.0)  # 2^-200 is 0: a larger step changes nothing, and costs its neighbours no digits
 GEOMETRY = ["base", "length", "per_row", "segments"]
@@ -111,6 +112,14 @@ def step_size(raw, bias, valid, dt_min, dt_max, SOFTPLUS: tl.constexpr):
     return tl.where(valid, tl.minimum(tl.maximum(free, dt_min), dt_max), 0.0), tl.where(inside, slope, 0.0)
 
 
+@triton.jit
+def chunk_and_heads(heads):
+    """Chunk slot (int64) of a program and the heads, from one up to another, that it takes in turn."""
+    blocks = tl.cdiv(heads, HEADS)
+    begin = tl.program_id(0) % blocks * HEADS
+    return tl.program_id(0).to(tl.int64) // blocks, begin, tl.minimum(begin + HEADS, heads)
+
+
 @triton.jit(do_not_specialize=GEOMETRY)
 def step_kernel(
     raw_ptr, A_ptr, bias_ptr, dt_ptr, sums_ptr, segment_ptr, table_ptr,
@@ -119,14 +128,14 @@ def step_kernel(
     SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Step sizes and, inside every chunk, running sums of log2 decays: (chunk slots, H, Q) each."""
-    chunk = tl.program_id(0).to(tl.int64)
+    chunk, begin, end = chunk_and_heads(heads // PARTS)
     k, c = chunk // (SPAN // Q), chunk % (SPAN // Q)
     row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
     left = count - c * Q
     q = tl.arange(0, Q)
     t = first + (-(c * Q + q) if REVERSE else c * Q + q)
     until = q[:, None] >= q[None, :]
-    for h in range(heads // PARTS):
+    for h in range(begin, end):
         bias = tl.load(bias_ptr + h) if bias_ptr is not None else 0.0
         rate = tl.minimum(tl.load(A_ptr + h), 0.0).to(sums_ptr.dtype.element_ty) * LOG2_E
         raw = tl.load(raw_ptr + row * srb + t * srl + h, mask=q < left, other=0.0)
@@ -188,6 +197,11 @@ class Call:
         return self.span // self.chunk
 
     @property
+    def step_programs(self) -> int:
+        """Programs of a kernel that takes the heads of :func:`chunk_and_heads`."""
+        return self.spans * self.chunks_per_span * ceil_div(self.H // self.parts, HEADS.value)
+
+    @property
     def skip_per_head(self) -> bool:
         """Whether D is one number per head: it then rides on the diagonal of the chunk's scores."""
         return self.skip is not None and self.skip.dim() == 1
@@ -238,7 +252,7 @@ class Call:
         sums = torch.empty_like(dt, dtype=torch.float32 if self.single else torch.float64)
         if self.spans:
             with guard(self.x):
-                step_kernel[(dt.shape[0],)](
+                step_kernel[(self.step_programs,)](
                     self.raw, self.A, self.bias, dt, sums, *self.geometry(), *self.raw.stride()[:2], *self.limits,
                     SOFTPLUS=self.softplus, **self.constants(), num_warps=1,
                 )  # fmt: skip

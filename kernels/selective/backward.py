@@ -1,9 +1,9 @@
 """Selective scan on Triton, backward: adjoints of all chunks, a chain over them, gradients of all chunks.
 
 States are recomputed from the chunk starts that the forward pass kept: one sweep leaves a checkpoint before every pair
-of tokens in scratch memory, then the pairs are walked last first, their states in registers. Sums over channels are added
-up in memory by the program that takes the blocks in turn, those of parameters written once for every chunk; what is
-left is added up afterwards, always in the same order: no atomics.
+of tokens in scratch memory, then the pairs are walked last first, their states in registers. Sums over channels are
+added up in memory by the program that takes the blocks in turn, those of parameters written once for every chunk; what
+is left is added up afterwards, always in the same order: no atomics.
 
 Legend: B batch, L length, S segments, D channels, N states, G groups, K chunks.
 """
@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from seqkit.kernels.devices import capability, has_bfloat16, launch_row
+from seqkit.kernels.devices import capability, launch_row
 from seqkit.kernels.selective.forward import VARYING, chain
 from seqkit.kernels.selective.tiles import (
     Call,
@@ -137,20 +137,16 @@ def checkpoints(
 
 
 @triton.jit
-def over_channels(total, tile, column: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr, SHUFFLE: tl.constexpr):
+def over_channels(total, tile, column: tl.constexpr, BLOCK: tl.constexpr, SUMS: tl.constexpr):
     """``total`` [N, 8] with the sums of ``tile`` [N, BLOCK] over its channels added to one column.
 
-    A product with a matrix of zeros and ones on the tensor cores, where SHUFFLE does not ask for sums by shuffles.
-    EXACT splits terms into two bfloat16 parts, 16 bits in all; otherwise they are rounded to one.
+    A product with a matrix of zeros and ones: the tensor cores take terms of 11 bits (SUMS "tf32"), more than bfloat16
+    operands have, or of 24 ("tf32x3"). Where they cannot, sums by shuffles ("shuffle").
     """
-    if SHUFFLE:
+    if SUMS == "shuffle":
         return total + tl.sum(tile, 1)[:, None] * (tl.arange(0, 8) == column)[None, :].to(tl.float32)
-    ones = ((tl.arange(0, BLOCK) >= 0)[:, None] & (tl.arange(0, 8) == column)[None, :]).to(tl.bfloat16)
-    if EXACT:
-        part = (tile.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)  # its upper 16 bits
-        total = tl.dot(part.to(tl.bfloat16), ones, total)
-        tile -= part
-    return tl.dot(tile.to(tl.bfloat16), ones, total)
+    ones = ((tl.arange(0, BLOCK) >= 0)[:, None] & (tl.arange(0, 8) == column)[None, :]).to(tl.float32)
+    return tl.dot(tile, ones, total, input_precision=SUMS)
 
 
 @triton.jit(do_not_specialize=BACKWARD_VARYING)
@@ -161,7 +157,7 @@ def gradient_kernel(
     sgb, sgl, sub, sul, sdb, sdl, sBb, sBl, sBg, sCb, sCl, sCg, szb, szl,
     sdub, sdul, sddb, sddl, sdzb, sdzl, syb, syl,
     N: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-    EXACT: tl.constexpr, SHUFFLE: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    SUMS: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
     MASKED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of all tokens; dA of every chunk in place of its adjoints, dB and dC of every set of channel blocks.
@@ -263,8 +259,8 @@ def gradient_kernel(
                     if y_ptr is not None:
                         tl.store(y_at + t * syl, y.to(y_ptr.dtype.element_ty), mask=mask_d)
                     adjoint += c[:, None] * dy[None, :]
-                    total = over_channels(total, dy[None, :] * state, 2 * j + 1, BLOCK, EXACT, SHUFFLE)
-                    total = over_channels(total, x[None, :] * adjoint, 2 * j, BLOCK, EXACT, SHUFFLE)
+                    total = over_channels(total, dy[None, :] * state, 2 * j + 1, BLOCK, SUMS)
+                    total = over_channels(total, x[None, :] * adjoint, 2 * j, BLOCK, SUMS)
                     dx = tl.sum(b[:, None] * adjoint, 0)
                     q = adjoint * carried[j]
                     dA += q * positives[j][None, :]
@@ -305,9 +301,11 @@ def _adjoints(call: Call, dy: torch.Tensor, dfinal: torch.Tensor | None):
     return adjoints, chain(call, adjoints, sums, dfinal, flip=True)
 
 
-def multiplies_bfloat16(x: torch.Tensor) -> bool:
-    """Whether ``x``'s device multiplies bfloat16 matrices; the interpreter does it wrongly."""
-    return not INTERPRETED and has_bfloat16(capability(x.device.index))
+def _sums(call: Call) -> str:
+    """How sums over channels are taken: see :func:`over_channels`."""
+    if INTERPRETED or call.N < 16 or capability(call.u.device.index) < (8, 0):
+        return "shuffle"
+    return "tf32x3" if torch.float32 in (call.B.dtype, call.C.dtype) else "tf32"
 
 
 def _sets(call: Call, resident: int) -> int:
@@ -343,8 +341,7 @@ def _gradients(call: Call, dy, starts, adjoints, outputs) -> tuple[torch.Tensor,
         du, ddelta, dz, y, sums, vectors[0], vectors[1], *call.spans(), *call.channels(block),
         pieces, batch, sets, *strides_of(dy), *call.strides("u", "delta", "B", "C", "z"),
         *strides_of(du), *strides_of(ddelta), *strides_of(dz), *strides_of(y),
-        EXACT=torch.float32 in (call.B.dtype, call.C.dtype), num_stages=1,
-        SHUFFLE=call.N < 16 or not multiplies_bfloat16(u), **call.constants(block),
+        SUMS=_sums(call), num_stages=1, **call.constants(block),
     )  # fmt: skip
     total = sums[0] if sets == 1 else sums.sum(0)
     return total.movedim(3, 0), *vectors

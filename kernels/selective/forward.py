@@ -33,7 +33,7 @@ from seqkit.kernels.triton_math import LOG2_E, exp2, sigmoid, widen
 
 SUMMARY_BLOCK = 64  # channels of a program: two to a thread
 OUTPUT_BLOCK = 64
-CHAIN_BLOCK = 64
+CHAIN_BLOCK = 32
 CHAIN_STEPS = 16  # chunks fetched together
 VARYING = [
     "length", "per_row", "segments", "channels", "blocks", "group", "groups", "sub", "sul", "sdb", "sdl",
@@ -200,7 +200,7 @@ def chain(call: Call, states_KND: torch.Tensor, sums_KD: torch.Tensor, entry: to
     if spans.count:
         chain_kernel[(spans.count * blocks,)](
             states_KND, sums_KD, call.A, entry, last, spans.table, spans.per_row, spans.count, D, blocks,
-            N=N, BLOCK=CHAIN_BLOCK, CHUNK=call.chunk, STEPS=CHAIN_STEPS, PACKED=spans.packed, FLIP=flip, num_warps=2,
+            N=N, BLOCK=CHAIN_BLOCK, CHUNK=call.chunk, STEPS=CHAIN_STEPS, PACKED=spans.packed, FLIP=flip, num_warps=1,
         )  # fmt: skip
     return last
 

@@ -30,7 +30,7 @@ def channel_block(g, block, group, BLOCK: tl.constexpr):
 
 def chunk_length(batch: int, length: int, channels: int) -> int:
     """Tokens of a chunk. Compiled graphs of dynamic length know one border."""
-    return CHUNKS[batch * length * channels >= MANY]
+    return CHUNKS[1] if batch * length * channels >= MANY else CHUNKS[0]
 
 
 @triton.jit

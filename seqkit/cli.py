@@ -13,15 +13,25 @@ import warnings
 from collections.abc import Sequence
 
 from seqkit import __version__
+from seqkit.environment import prepare
 from seqkit.errors import SeqkitError
 
 VERBS = {
     "fit": ("seqkit.commands.fit", "train a model: --task variant-effect"),
     "test": ("seqkit.commands.test", "evaluate a run on labelled input: --ckpt RUN"),
     "predict": ("seqkit.commands.predict", "score new input with a run: --ckpt RUN --out FILE"),
+    "doctor": ("seqkit.commands.doctor", "check this machine: torch, CUDA, Triton, one known answer per op"),
     "configs": ("seqkit.commands.configs", "list the tasks and model presets, or print one"),
     "bench": ("seqkit.commands.bench", "time the kernels on this machine: bench kernels"),
 }
+
+# Verbs of the FASTA/FASTQ toolkit of the same name, which is on many machines' PATH.
+OTHER_SEQKIT = frozenset({
+    "amplicon", "bam", "common", "concat", "convert", "duplicate", "fa2fq", "faidx", "fish", "fq2fa", "fx2tab", "grep",
+    "genautocomplete", "head", "head-genome", "locate", "merge-slides", "mutate", "pair", "range", "rename", "replace",
+    "restart", "rmdup", "sample", "sana", "scat", "seq", "shuffle", "sliding", "sort", "split", "split2", "stat",
+    "stats", "subseq", "sum", "tab2fx", "translate", "watch",
+})  # fmt: skip
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
@@ -68,10 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 ok, 1 a bug of ours, 2 usage, 3 unreadable input, 4 reference mismatch, 5 memory, 6 leakage,
         130 and 143 interrupted and resumable.
     """
-    # OpenMP threads that spin for long while idle take the cores from the working ones wherever a job does not own the
-    # machine (short operations became ten times slower); ones that sleep at once make every operation wait for them.
-    # It has to be set before torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -92,6 +99,11 @@ def unknown_verb(verb: str) -> str:
     """One line that names the nearest verb."""
     import difflib
 
+    if verb in OTHER_SEQKIT:
+        return (
+            f"'{verb}' is a verb of the FASTA/FASTQ toolkit of the same name, and this is seqkit for Mamba models; "
+            "call that one by its full path, and this one as seqkit-ml or python -m seqkit"
+        )
     near = difflib.get_close_matches(verb, VERBS, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"unknown verb '{verb}'; the verbs are {', '.join(VERBS)}.{hint}"

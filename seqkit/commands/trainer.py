@@ -11,8 +11,10 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 
+from seqkit.environment import nvidia_devices
 from seqkit.errors import ConfigError
 from seqkit.files import write_text
 
@@ -93,8 +95,15 @@ def torch_device(name: str) -> torch.device:
     """Device by name: auto takes CUDA where there is one.
 
     Raises:
-        ConfigError: The name is unknown, or CUDA was asked for and is not there.
+        ConfigError: The name is unknown, CUDA was asked for and is not there, or a machine has an NVIDIA device that
+            torch cannot use: hours on its CPU would be a surprise.
     """
+    if name == "auto" and not torch.cuda.is_available() and nvidia_devices():
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        raise ConfigError(
+            "--device", expected=f"a torch that can use {nvidia_devices()[0]}", got=f"{torch.__version__}, {build}",
+            remedy="See seqkit doctor, or say --device cpu.",
+        )  # fmt: skip
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
@@ -154,6 +163,8 @@ def make_trainer(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         deterministic=True,
+        # One process, whatever srun says about its tasks: Lightning would count them against its devices and stop.
+        plugins=[LightningEnvironment()],
     )
 
 

@@ -156,6 +156,8 @@ def weight_kernel(
         tokens = ((k * (SPAN // Q) + c) * (heads // PARTS) + h // PARTS) * Q
         sums, dt = tl.load(sums_ptr + tokens + q), tl.load(dt_ptr + tokens + q)
         whole = tl.load(sums_ptr + tokens + Q - 1)
+        at_token = dlog_ptr + ((k * (SPAN // Q) + c) * heads + h) * Q + q
+        dlog = tl.load(at_token)  # long before it is needed
         passing = tl.sum(tl.sum(state.to(tl.float32) * adjoint.to(tl.float32), 1), 0) * decay_of(whole)
         exponent = tl.where(q[None, :] >= q[:, None], sums[None, :] - sums[:, None], float("-inf"))
         dscores += matmul(x, tl.trans(dy), None, DOT) * (decay_of(exponent) * dt[:, None])
@@ -164,8 +166,7 @@ def weight_kernel(
         dB += matmul(x, tl.trans(adjoint), None, DOT) * (decay_of(whole - sums) * dt)[:, None]
         through_start = tl.sum(C.to(tl.float32) * read, 1)
         through_start += tl.where(q == Q - 1, passing, 0.0)
-        at_token = dlog_ptr + ((k * (SPAN // Q) + c) * heads + h) * Q + q
-        tl.store(at_token, tl.load(at_token) + through_start)
+        tl.store(at_token, dlog + through_start)
     B = token_tile(B_ptr + row * sBb + first * sBl + g * sBg, sBl, q, left, n, N, REVERSE)
     dB = matmul(dscores, C, dB, DOT)
     dC = matmul(tl.trans(dscores), B, dC, DOT)

@@ -125,7 +125,7 @@ def test_cpus_of_a_job(monkeypatch):
 
 def test_a_fit_under_srun_is_one_process(small_arguments, own_data, tmp_path):
     """Lightning alone would compare SLURM's number of tasks with its devices and stop."""
-    slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_PROCID": "0",
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0",
              "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "variants", "SLURM_STEP_ID": "0",
              "SLURM_NNODES": "1", "SLURM_NODELIST": "node1", "SLURM_CPUS_PER_TASK": "1"}  # fmt: skip
     label = ["--label", "func.class", "--positive", "LOF", "--trainer.max_epochs", "1"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqkit.kernels.ssd.backward import _Gradients, _token_gradients
 from seqkit.kernels.ssd.forward import chain, outputs, summaries
-from seqkit.kernels.ssd.tiles import GEOMETRY, NO_DECAY_LEFT, Call, boundary_shape
+from seqkit.kernels.ssd.tiles import GEOMETRY, NO_DECAY_LEFT, Call, boundary_shape, chunk_and_heads
 from seqkit.kernels.triton_chunks import locate_chunk
 from seqkit.kernels.triton_launch import guard
 from seqkit.kernels.triton_math import LOG2_E
@@ -26,14 +26,14 @@ def decay_kernel(
     sdb, sdl, SPAN: tl.constexpr, Q: tl.constexpr, PARTS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Weights of tokens and, inside every chunk, running sums of log2 decays: (chunk slots, H, Q) each."""
-    chunk = tl.program_id(0).to(tl.int64)
+    chunk, from_head, to_head = chunk_and_heads(heads // PARTS)
     k, c = chunk // (SPAN // Q), chunk % (SPAN // Q)
     row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
     q = tl.arange(0, Q)
     on = q < count - c * Q
     from_token = row * sdb + (first + (-(c * Q + q) if REVERSE else c * Q + q)) * sdl
     until = q[:, None] >= q[None, :]
-    for h in range(heads // PARTS):
+    for h in range(from_head, to_head):
         decay = tl.load(decay_ptr + from_token + h, mask=on, other=0.0).to(sums_ptr.dtype.element_ty)
         decay = tl.maximum(-decay * LOG2_E, NO_DECAY_LEFT)
         at = (chunk * (heads // PARTS) + h) * Q + q
@@ -48,7 +48,7 @@ def decay_gradient_kernel(
     REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of decays (B, L, H) from what the scan leaves per token and part of a head (chunk slots, H, Q)."""
-    chunk = tl.program_id(0).to(tl.int64)
+    chunk, from_head, to_head = chunk_and_heads(heads // PARTS)
     k, c = chunk // (SPAN // Q), chunk % (SPAN // Q)
     row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
     left = count - c * Q
@@ -57,7 +57,7 @@ def decay_gradient_kernel(
     q = tl.arange(0, Q)
     to_token = row * sdb + (first + (-(c * Q + q) if REVERSE else c * Q + q)) * sdl
     later = q[None, :] >= q[:, None]
-    for h in range(heads // PARTS):
+    for h in range(from_head, to_head):
         dlog = tl.zeros((Q,), SUM)
         for part in tl.static_range(PARTS):
             dlog += tl.load(dlog_ptr + (chunk * heads + h * PARTS + part) * Q + q).to(SUM)
@@ -108,7 +108,7 @@ class ScaledScan(Call):
         sums = torch.empty_like(weights, dtype=torch.float32 if self.single else torch.float64)
         if self.spans:
             with guard(self.x):
-                decay_kernel[(weights.shape[0],)](
+                decay_kernel[(self.step_programs,)](
                     decay, scale, weights, sums, *self.geometry(), *decay.stride()[:2], **self.constants(), num_warps=1
                 )
         return weights, sums
@@ -145,7 +145,7 @@ class ScaledScan(Call):
         adjoints, dentry = chain(self, ends, totals, dleaving_SHPN.contiguous(), flip=True)
         _token_gradients(self, dy, starts_KHPN, adjoints, self.steps(), grads)
         ddecay = self.new(*self.x.shape[:3])
-        decay_gradient_kernel[(self.slots * self.chunks_per_span,)](
+        decay_gradient_kernel[(self.step_programs,)](
             grads.decays, ddecay, *self.geometry(), *ddecay.stride()[:2],
             SUM=tl.float32 if self.single else tl.float64, **self.constants(), num_warps=1,
         )  # fmt: skip

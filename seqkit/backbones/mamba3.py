@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from seqkit.backbones.mixer import ProjectedMixer, ScanCore
 from seqkit.backbones.norm import GatedRMSNorm, RMSNorm
 from seqkit.backbones.parameters import Linear, time_step_bias
+from seqkit.backbones.slabs import run_in_slabs
 from seqkit.backbones.state import Mamba3State
 from seqkit.errors import ConfigError
 from seqkit.kernels import mamba3_scan, mamba3_step
@@ -40,6 +41,7 @@ class Mamba3Core(ScanCore):
         dt_init_floor: No initial time step is smaller.
         norm_eps: Added to the mean square inside the norms.
         chunk_size: Tokens the scan takes at a time; None leaves it to the kernel. Results agree up to rounding.
+        slab: Positions that a pass over a longer sequence takes at a time, projections included; None takes all.
 
     Raises:
         ConfigError: ``headdim`` or ``ngroups`` does not divide what it should, or ``rope_fraction`` is out of range.
@@ -66,6 +68,7 @@ class Mamba3Core(ScanCore):
         dt_init_floor: float = 1e-4,
         norm_eps: float = 1e-5,
         chunk_size: int | None = None,
+        slab: int | None = None,
     ):
         super().__init__()
         self.d_model, self.d_state, self.d_inner = d_model, d_state, expand * d_model
@@ -84,7 +87,7 @@ class Mamba3Core(ScanCore):
             "pairing": pairing or ("adjacent" if mimo_rank is None else "halves"),
             "A_floor": A_floor,
         }
-        self.chunk_size = chunk_size
+        self.chunk_size, self.slab = chunk_size, slab
         rank = mimo_rank or 1
         weights = rank * ngroups * d_state
         self._split = [self.d_inner, self.d_inner, weights, weights, *[self.nheads] * 3, self.pairs]
@@ -143,6 +146,49 @@ class Mamba3Core(ScanCore):
         )
         return self._normed(y, z), state
 
+    def scan_slabs(
+        self,
+        x_BLD: Tensor,
+        in_proj: Linear,
+        out_proj: Linear,
+        state: Mamba3State | None,
+        *,
+        cu_seqlens: Tensor | None,
+        reverse: bool,
+        add_bias: bool = True,
+    ) -> tuple[Tensor, Mamba3State]:
+        """Run projections and core slab by slab: nothing wider than D exists for the whole length.
+
+        Args:
+            x_BLD: Input (B, L, D).
+            in_proj: Projection to the operands.
+            out_proj: Projection back to D.
+            state: State behind the token before the first; None for zeros.
+            cu_seqlens: (S + 1,) int32 bounds of packed segments (B = 1).
+            reverse: Scan every segment from its end.
+            add_bias: Whether to add the bias of ``out_proj``.
+
+        Returns:
+            y (B, L, D) and the next state.
+        """
+
+        def run(piece: Tensor, before: Mamba3State, bounds: Tensor | None) -> tuple[Tensor, Mamba3State]:
+            y, after = self.scan(in_proj(piece), before, cu_seqlens=bounds, reverse=reverse)
+            return out_proj(y) if add_bias else out_proj.without_bias(y), after
+
+        if state is None:
+            state = self.initial_state(x_BLD.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
+        parameters = dict.fromkeys((*self.parameters(), *in_proj.parameters(), *out_proj.parameters()))
+        return run_in_slabs(
+            run,
+            x_BLD,
+            state,
+            slab=self.slab,
+            cu_seqlens=cu_seqlens,
+            reverse=reverse,
+            parameters=list(parameters),
+        )
+
     def scan_step(self, projected: Tensor, state: Mamba3State) -> tuple[Tensor, Mamba3State]:
         """Advance the core by one token per sequence."""
         z, operands, options = self._operands(projected)
@@ -187,7 +233,7 @@ class Mamba3(ProjectedMixer, Mamba3Core):
         bias: Whether the input and output projections have biases.
         options: Keyword arguments of :class:`Mamba3Core`: ``d_state``, ``expand``, ``headdim``, ``ngroups``,
             ``mimo_rank``, ``rope_fraction``, ``pairing``, ``decay``, ``A_floor``, ``outproj_norm``, ``dt_min``,
-            ``dt_max``, ``dt_init_floor``, ``norm_eps``, ``chunk_size``.
+            ``dt_max``, ``dt_init_floor``, ``norm_eps``, ``chunk_size``, ``slab``.
     """
 
     Core = Mamba3Core

@@ -48,7 +48,7 @@ def build_mixer(name: str, config: BackboneConfig) -> nn.Module:
         options |= {"d_state": config.d_state or 64, "headdim": config.headdim, "ngroups": config.ngroups}
         options["norm_eps"] = config.norm_eps
     if name == "mamba3":
-        options |= {key: getattr(config, key) for key in ("mimo_rank", "rope_fraction", "outproj_norm")}
+        options |= {key: getattr(config, key) for key in ("mimo_rank", "rope_fraction", "outproj_norm", "slab")}
         options |= {"pairing": config.rotary_pairing, "decay": config.decay_form}
     else:
         options["d_conv"] = config.d_conv

@@ -162,3 +162,36 @@ def test_a_hybrid_streams_as_it_reads():
         steps.append(step)
     torch.testing.assert_close(torch.stack(steps, 1), hidden, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(tree_leaves(state), tree_leaves(final), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"cu_seqlens": torch.tensor([0, 2, 2, 23]).int()}])
+def test_slabs_change_nothing_and_keep_less(options):
+    plain = Mamba3(12, d_state=6, headdim=6, bias=True)
+    x, results, kept = torch.randn(1, 23, 12, dtype=torch.float64, requires_grad=True), [], []
+    for slab in (None, 5):
+        block, widths = Mamba3(12, d_state=6, headdim=6, bias=True, slab=slab).double(), []
+        block.load_state_dict(plain.state_dict())
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, seen=widths: seen.append(t.shape) or t, lambda t: t):
+            y, state = block(x, **options)
+        outputs = [y, *tree_leaves(state)]
+        loss = sum((out * torch.linspace(1, 2, out.numel()).view_as(out)).sum() for out in outputs)
+        results.append([*outputs, *torch.autograd.grad(loss, [x, *block.parameters()])])
+        kept.append(max(shape.numel() // 23 for shape in widths if 23 in shape))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-10)
+    assert kept[0] >= 24
+    assert kept[1] == 12
+
+
+def test_slabs_train_under_autocast():
+    torch.manual_seed(0)
+    grads = []
+    for slab in (None, 7):
+        torch.manual_seed(0)
+        block, x = Mamba3(16, d_state=6, headdim=8, slab=slab), torch.randn(2, 20, 16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y, _ = block(x)
+        assert y.dtype == torch.bfloat16
+        grads.append(torch.autograd.grad(y.float().square().sum(), list(block.parameters())))
+    for one, other in zip(*grads, strict=True):
+        assert other.dtype == torch.float32
+        assert (one - other).norm() < 2e-2 * one.norm()

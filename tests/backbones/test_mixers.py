@@ -14,6 +14,7 @@ CAUSAL = {
     "mamba1-slabs": lambda: Mamba1(WIDTH, d_state=5, bias=True, slab=4),
     "mamba2": lambda: Mamba2(WIDTH, d_state=5, headdim=6, ngroups=2),
     "mamba3": lambda: Mamba3(WIDTH, d_state=5, headdim=6, ngroups=2),
+    "mamba3-slabs": lambda: Mamba3(WIDTH, d_state=5, headdim=6, ngroups=2, bias=True, slab=4),
     "mamba3-ranks": lambda: Mamba3(WIDTH, d_state=4, headdim=6, mimo_rank=2, outproj_norm=True, chunk_size=4),
     "attention": lambda: Attention(WIDTH, headdim=4),
 }
@@ -21,6 +22,7 @@ BOTH_SIDES = {
     "bidirectional-mamba1": lambda: Bidirectional(Mamba1, WIDTH, d_state=5),
     "bidirectional-mamba1-slabs": lambda: Bidirectional(Mamba1, WIDTH, d_state=5, bias=True, slab=4),
     "bidirectional-mamba2": lambda: Bidirectional(Mamba2, WIDTH, d_state=5, headdim=6),
+    "bidirectional-mamba3-slabs": lambda: Bidirectional(Mamba3, WIDTH, d_state=4, headdim=6, bias=True, slab=4),
     "bidirectional-mamba3": lambda: Bidirectional(Mamba3, WIDTH, d_state=4, headdim=6),
     "attention-both-sides": lambda: Attention(WIDTH, headdim=4, causal=False, bias=True),
 }

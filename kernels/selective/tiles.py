@@ -17,8 +17,8 @@ from seqkit.kernels.triton_chunks import locate_chunk, only_if
 from seqkit.kernels.triton_launch import INTERPRETED, Segments, ceil_div, next_power
 from seqkit.kernels.triton_math import LOG2_E, softplus
 
-CHUNKS = (16, 16) if INTERPRETED else (64, 256)  # tokens of a chunk: to fill a GPU with few numbers, and with many
-MANY = 1 << 25  # numbers (B L D); from here on long chunks give all multiprocessors work
+# numbers (B L D) from which on a chunk has so many tokens: the fewer there are, the shorter the chunks that fill a GPU
+CHUNKS = ((0, 16),) if INTERPRETED else ((1 << 25, 256), (1 << 22, 64), (0, 32))
 
 
 @triton.jit
@@ -29,8 +29,8 @@ def channel_block(g, block, group, BLOCK: tl.constexpr):
 
 
 def chunk_length(batch: int, length: int, channels: int) -> int:
-    """Tokens of a chunk. Compiled graphs of dynamic length know one border."""
-    return CHUNKS[1] if batch * length * channels >= MANY else CHUNKS[0]
+    """Tokens of a chunk. A graph compiled for all lengths is compiled once more beyond each border."""
+    return next(tokens for numbers, tokens in CHUNKS if batch * length * channels >= numbers)
 
 
 @triton.jit

@@ -28,7 +28,7 @@ NARROW = ("u", "delta", "B", "C", "z", "y", "dy", "du", "ddelta", "dz")  # opera
 def compile_cases() -> dict[str, CompileCase]:
     """Every kernel with 16 states, all operands, packed segments and bfloat16."""
     types = {f"{name}_ptr": "*bf16" for name in NARROW} | {"segment_ptr": "*i64", "table_ptr": "*i64"}
-    shape = {"N": 16, "NP": 16, "CHUNK": CHUNKS[1], "SOFTPLUS": True, "PACKED": True, "REVERSE": False}
+    shape = {"N": 16, "NP": 16, "CHUNK": CHUNKS[0][1], "SOFTPLUS": True, "PACKED": True, "REVERSE": False}
     shape |= {"MASKED": True, "WIDE": True}
     blocks = {
         summary_kernel: {"BLOCK": SUMMARY_BLOCK},
@@ -37,5 +37,5 @@ def compile_cases() -> dict[str, CompileCase]:
         gradient_kernel: {"BLOCK": GRADIENT_BLOCK, "SUMS": "tf32"},
     }
     cases = {k.__name__: CompileCase(k, {**shape, **own}, num_warps=1, types=types) for k, own in blocks.items()}
-    chain = {"N": 16, "BLOCK": CHAIN_BLOCK, "CHUNK": CHUNKS[1], "STEPS": CHAIN_STEPS, "PACKED": True, "FLIP": True}
+    chain = {"N": 16, "BLOCK": CHAIN_BLOCK, "CHUNK": CHUNKS[0][1], "STEPS": CHAIN_STEPS, "PACKED": True, "FLIP": True}
     return cases | {"chain_kernel": CompileCase(chain_kernel, chain, num_warps=1, types=types)}

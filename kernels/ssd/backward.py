@@ -244,7 +244,7 @@ def _walks(call: Call, dy, starts, adjoints, steps, grads: _Gradients, scratch, 
         dy, call.x, call.B, call.C, call.skip, call.z, *steps, adjoints, grads.x, grads.decays, grads.steps, grads.D,
         scratch[1], *call.geometry(base), call.H // call.G, *strides_of(dy), *strides_of(call.x), *strides_of(call.B),
         *strides_of(call.C), *strides_of(call.z), *strides_of(grads.x), **call.sizes(), **call.constants(),
-        PER_HEAD=call.skip_per_head, num_warps=call.warps, num_stages=min(2, call.stages(2, 2)),
+        PER_HEAD=call.skip_per_head, num_warps=call.warps, num_stages=call.stages(2, 2),
     )  # fmt: skip
 
 
@@ -271,7 +271,7 @@ def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients)
             *call.geometry(base), call.H // call.G, blocks, width, *strides_of(dy), *strides_of(call.x),
             *strides_of(call.C), *strides_of(call.B), *strides_of(call.z), *dB.stride()[:4], *dC.stride()[:4],
             **call.sizes(), **call.constants(), num_warps=4 if call.N <= 64 else 8,
-            num_stages=min(2, call.stages(2, 0, 2)),
+            num_stages=call.stages(2, 0, 2),
         )  # fmt: skip
     if blocks > 1:
         grads.B.copy_(dB.sum(0))

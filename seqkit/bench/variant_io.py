@@ -16,12 +16,12 @@ from pathlib import Path
 
 import polars as pl
 
+from seqkit.commands.predict import CHUNK
 from seqkit.commands.variant_output import VariantOutput
 from seqkit.data.fasta import Fasta
 from seqkit.data.stream import open_source
 
 COLUMNS = {"prob": pl.Float64, "fwd": pl.Float64, "rc": pl.Float64, "status": pl.String}
-CHUNK = 4096
 
 
 def write_plain(path: Path, records: int, seed: int = 0) -> None:

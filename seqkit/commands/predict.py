@@ -32,7 +32,8 @@ from seqkit.files import sha256
 from seqkit.inference.score import progress_bar
 from seqkit.tasks.export import WEIGHTS
 
-CHUNK = 4096
+CHUNK = 8192
+"""Most records scored and written at once; fewer where windows are longer than 1,024 bases."""
 SCANNED = 100_000
 REACH = 10_000
 """Bases beyond two windows within which a sample's other alleles, deletions among them, are looked for."""
@@ -86,7 +87,7 @@ def run(argv: Sequence[str]) -> int:
     if source.kind == "vcf":
         source.keep = tuple(s.column for s in features.values() if isinstance(s, ColumnSource))
     scorer = VariantScorer(trained, settings, sources=features)
-    size = source.chunk_records(CHUNK)
+    size = source.chunk_records(max(min(CHUNK, 64), CHUNK * 1024 // max(1024, settings.window)))
     start, stop = Shard.parse(config.shard).range(source.count()) if config.shard else (0, None)
     chunks, waiting = scan(source, scorer, size, start, stop)
     output = VariantOutput(

@@ -81,3 +81,13 @@ def softplus(x):
 def sigmoid(x):
     """1 / (1 + exp(-x)); 0 where exp(-x) overflows."""
     return reciprocal(1.0 + exp2(x * -LOG2_E))
+
+
+@triton.jit
+def prefetch(ptr):
+    """Have the lines at these addresses brought near; nothing waits for them and no register holds them."""
+    if APPROXIMATE:
+        tl.inline_asm_elementwise(
+            "{ prefetch.global.L1 [$1]; mov.b32 $0, 0; }", "=r,l", [ptr.to(tl.int64, bitcast=True)],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip

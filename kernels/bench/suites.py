@@ -26,25 +26,29 @@ def _at(op: str, dtype: str = BFLOAT16, **sizes: int) -> Case:
     return Case(op, {**OPERATIONS[op].gpu, **sizes}, dtype)
 
 
-ISSUE = (
+TARGETS = (
     _at("selective_scan", D=512, L=131_072),
-    _at("selective_scan", FLOAT32, D=512, L=131_072),
     _at("selective_scan", D=512, L=1_048_576),
-    _at("selective_scan", D=512, L=4_194_304),
+    _at("selective_scan", FLOAT32, D=512, L=131_072),
     _at("selective_scan", D=256, L=4_194_304),
     _at("selective_scan", D=2048, L=131_072),
     _at("selective_scan", B=8, D=2048, L=8192),
     _at("selective_scan", B=32, D=512, L=1024),
     _at("selective_scan", D=512, L=4096),
+    _at("mamba1_inner"),
+    _at("mamba1_inner", slab=131_072),
     _at("causal_conv"),
+    _at("ssd_scan"),
+    _at("ssd_scan", L=1_048_576),
+    _at("ssd_scan", N=128, L=1_048_576),
+    _at("ssd_scan", H=8, L=4_194_304),
+    _at("ssd_scan", B=8, H=64, N=128, L=8192),
+    _at("ssd_scan", B=32, H=8, L=1024),
     _at("rms_norm"),
     _at("gated_rms_norm"),
-    _at("mamba1_inner"),
-    _at("mamba1_inner", slab=65_536),
 )
 LENGTHS = tuple(_at("selective_scan", L=length) for length in (4096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304))
-OTHERS = (_at("ssd_scan"), _at("ssd_scan", N=128), _at("attention"))
-SUITES = {"issue": ISSUE, "lengths": LENGTHS, "all": ISSUE + OTHERS}
+SUITES = {"targets": TARGETS, "lengths": LENGTHS, "all": (*TARGETS, _at("attention"))}
 
 
 def cases(device: str, ops: list[str] | None, suite: str | None, lengths: list[int] | None, dtype: str | None):

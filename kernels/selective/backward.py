@@ -33,7 +33,7 @@ from seqkit.kernels.selective.tiles import (
 )
 from seqkit.kernels.triton_chunks import only_if
 from seqkit.kernels.triton_launch import INTERPRETED, ceil_div, guard, next_power, resident_programs, rows_contiguous
-from seqkit.kernels.triton_math import LN_2, exp2, sigmoid, widen
+from seqkit.kernels.triton_math import LN_2, exp2, prefetch, sigmoid, widen
 
 ADJOINT_BLOCK = 64  # channels of a program
 GRADIENT_BLOCK = 32
@@ -116,23 +116,29 @@ def checkpoints(
     NP: tl.constexpr, BLOCK: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Sweep through a chunk and leave the state before every pair of tokens in scratch memory."""
-    begin = last * 0
-    u0, u1 = pair_of(u_ptr, sul, begin, last, all_d, MASKED, False)
-    raw0, raw1 = pair_of(delta_ptr, sdl, begin, last, all_d, MASKED, False)
-    b0, b1 = pair_of(B_ptr, sBl, begin, last, all_n, MASKED, WIDE)
+    """Sweep through a chunk and leave the state before every pair of tokens in scratch memory.
+
+    Rows of channels come from far: they are asked for two pairs ahead.
+    """
+    u0, u1 = pair_of(u_ptr, sul, last * 0, last, all_d, MASKED, False)
+    raw0, raw1 = pair_of(delta_ptr, sdl, last * 0, last, all_d, MASKED, False)
+    b0, b1 = pair_of(B_ptr, sBl, last * 0, last, all_n, MASKED, WIDE)
     b0, b1 = widen(b0), widen(b1)
+    second_u0, second_u1 = pair_of(u_ptr, sul, last * 0 + 2, last, all_d, MASKED, False)
+    second_raw0, second_raw1 = pair_of(delta_ptr, sdl, last * 0 + 2, last, all_d, MASKED, False)
+    begin = last * 0
     for pair in range(pairs):
         tl.store(scratch + pair * (NP * BLOCK), state)
         begin += 2
-        next_u0, next_u1 = pair_of(u_ptr, sul, begin, last, all_d, MASKED, False)
-        next_raw0, next_raw1 = pair_of(delta_ptr, sdl, begin, last, all_d, MASKED, False)
+        third_u0, third_u1 = pair_of(u_ptr, sul, begin + 2, last, all_d, MASKED, False)
+        third_raw0, third_raw1 = pair_of(delta_ptr, sdl, begin + 2, last, all_d, MASKED, False)
         next_b0, next_b1 = pair_of(B_ptr, sBl, begin, last, all_n, MASKED, WIDE)
         delta, positive = step_size(raw0, bias, SOFTPLUS)
         state = exp2(rates * positive[None, :]) * state + b0[:, None] * (delta * u0.to(tl.float32))[None, :]
         delta, positive = step_size(raw1, bias, SOFTPLUS)
         state = exp2(rates * positive[None, :]) * state + b1[:, None] * (delta * u1.to(tl.float32))[None, :]
-        u0, u1, raw0, raw1 = next_u0, next_u1, next_raw0, next_raw1
+        u0, u1, raw0, raw1 = second_u0, second_u1, second_raw0, second_raw1
+        second_u0, second_u1, second_raw0, second_raw1 = third_u0, third_u1, third_raw0, third_raw1
         b0, b1 = widen(next_b0), widen(next_b1)
 
 
@@ -166,6 +172,7 @@ def gradient_kernel(
     """
     n = tl.arange(0, NP)
     own = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    lines = scratch_ptr + tl.program_id(0).to(tl.int64) * (CHUNK // 2 * NP * BLOCK) + n * BLOCK
     scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * (CHUNK // 2 * NP * BLOCK) + own
     all_n = present(n, n < N, MASKED)
     slot = tl.arange(0, 8)  # dB and dC of the first token of a pair, then of the second
@@ -230,6 +237,7 @@ def gradient_kernel(
                 if z_ptr is not None:
                     next_z0, next_z1 = pair_of(z_at, szl, before, last, all_d, MASKED, False)
                 state = tl.load(scratch + begin * (NP * BLOCK // 2))
+                prefetch(lines + before * (NP * BLOCK // 2))
                 us, raws, dys = (
                     (u0.to(tl.float32), u1.to(tl.float32)),
                     (raw0, raw1),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from seqkit.errors import ConfigError, ShapeError
 from seqkit.kernels import dispatch
+from seqkit.kernels.inner_slabs import count_slabs
 from seqkit.kernels.registration import autocast_off, or_empty, or_none, refuse_double_backward
 from seqkit.kernels.selective import inner_slabs
 from seqkit.kernels.validate import check_boundaries, check_packing, check_rank, check_tensor
@@ -156,7 +157,7 @@ def _(
     packed = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
     segments, wide = batch if packed is None else packed, torch.promote_types(dtype, torch.float32)
     kept = inner_slabs.boundary_elements(provider, (batch, length, channels, states), packed, slab)
-    between = inner_slabs.count_slabs(length, slab) - 1
+    between = count_slabs(length, slab) - 1
     width = channels if out_weight is None else out_weight.shape[0]
     conv, ssm = (taps - 1, channels), (channels, states)
     rest = (segments, *conv), (segments, *ssm), (between, batch, *conv), (between, batch, *ssm), (kept,)

@@ -193,71 +193,45 @@ def turn_back(
     return a * cos + b * sin, b * cos - a * sin, rest, b * own_a - a * own_b
 
 
-@triton.jit
-def put_bias(
-    ptr, at, m, n, still, a, b, rest, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, OFFSET: tl.constexpr
-):
-    """Write the sum over T rows of one head (N,)."""
-    tl.store(ptr + at * N + m * STEP, tl.sum(a, 0), mask=m < M)
-    tl.store(ptr + at * N + m * STEP + OFFSET, tl.sum(b, 0), mask=m < M)
-    tl.store(ptr + at * N + n, tl.sum(rest, 0), mask=still)
-
-
 @triton.jit(do_not_specialize=GEOMETRY)
 def unrotate_kernel(
-    k_ptr, q_ptr, dk_ptr, dq_ptr, ddot_ptr, delta_ptr, tanh_ptr, start_ptr, dB_ptr, dC_ptr, dtheta_ptr, totals_ptr,
-    dB_bias_ptr, dC_bias_ptr, segment_ptr, table_ptr, length, per_row, segments, heads, group,
-    sBb, sBl, sBg, sCb, sCl, sCg,
+    k_ptr, q_ptr, dk_ptr, dq_ptr, ddot_ptr, delta_ptr, tanh_ptr, start_ptr, dtheta_ptr, totals_ptr,
+    segment_ptr, table_ptr, length, per_row, segments, heads,
     M: tl.constexpr, MP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, T: tl.constexpr, STEP: tl.constexpr,
     OFFSET: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of B and C summed over the heads of a group, of the angles (B, L, H, M), and sums per chunk.
-
-    Biases get one partial sum per chunk and head (K, H, N), angles one (K, H, M).
-    """
-    groups = heads // group
-    k, g = tl.program_id(0).to(tl.int64) // groups, tl.program_id(0).to(tl.int64) % groups
+    """Gradients of keys and queries before rotation, in their place, of the angles (B, L, H, M), and (K, H, M) sums."""
+    k, h = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0).to(tl.int64) % heads
     row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, T, PACKED, REVERSE)
     if count <= 0:
         return
     t, m, n = tl.arange(0, T), tl.arange(0, MP), tl.arange(0, NP)
     origin = row * length + first
     token = -t if REVERSE else t
-    delta_ptr += origin * heads
-    tanh_ptr += origin * M
-    ddot_ptr += row * heads * length + first
-    dtheta_ptr += origin * heads * M
-    dB_ptr += row * sBb + first * sBl + g * sBg
-    dC_ptr += row * sCb + first * sCl + g * sCg
     still = is_still(n, M, N, OFFSET)
-    at = token * (heads * N)
-    B_a, B_b, B_rest = tl.zeros((T, MP), tl.float32), tl.zeros((T, MP), tl.float32), tl.zeros((T, NP), tl.float32)
-    C_a, C_b, C_rest = tl.zeros((T, MP), tl.float32), tl.zeros((T, MP), tl.float32), tl.zeros((T, NP), tl.float32)
-    for j in range(group):
-        h = g * group + j
-        cos, sin = rotations(start_ptr, delta_ptr, tanh_ptr, token, t, count, m, k, heads, h, M)
-        extra = tl.load(ddot_ptr + h * length + token, mask=t < count, other=0.0)
-        of_head = (origin * heads + h) * N
-        ka, kb, kr, turned = turn_back(
-            dk_ptr + of_head, q_ptr + of_head, k_ptr + of_head, at, t, count, m, n, still, extra, cos, sin,
-            M, N, STEP, OFFSET,
-        )  # fmt: skip
-        qa, qb, qr, turned_q = turn_back(
-            dq_ptr + of_head, k_ptr + of_head, q_ptr + of_head, at, t, count, m, n, still, extra, cos, sin,
-            M, N, STEP, OFFSET,
-        )  # fmt: skip
-        turned += turned_q
-        on = (t < count)[:, None] & (m < M)[None, :]
-        tl.store(dtheta_ptr + (token * heads * M)[:, None] + (h * M + m)[None, :], turned, mask=on)
-        tl.store(totals_ptr + (k * heads + h) * M + m, tl.sum(turned, 0), mask=m < M)
-        put_bias(dB_bias_ptr, k * heads + h, m, n, still, ka, kb, kr, M, N, STEP, OFFSET)
-        put_bias(dC_bias_ptr, k * heads + h, m, n, still, qa, qb, qr, M, N, STEP, OFFSET)
-        B_a, B_b, B_rest = B_a + ka, B_b + kb, B_rest + kr
-        C_a, C_b, C_rest = C_a + qa, C_b + qb, C_rest + qr
-    put_pair_tiles(dB_ptr, token * sBl, t, count, m, B_a, B_b, M, STEP, OFFSET)
-    put_pair_tiles(dC_ptr, token * sCl, t, count, m, C_a, C_b, M, STEP, OFFSET)
-    put_still_tile(dB_ptr, token * sBl, t, count, n, still, B_rest)
-    put_still_tile(dC_ptr, token * sCl, t, count, n, still, C_rest)
+    at, of_head = token * (heads * N), (origin * heads + h) * N
+    cos, sin = rotations(
+        start_ptr, delta_ptr + origin * heads, tanh_ptr + origin * M, token, t, count, m, k, heads, h, M
+    )  # fmt: skip
+    extra = tl.load(ddot_ptr + (row * heads + h) * length + first + token, mask=t < count, other=0.0)
+    k_ptr += of_head
+    q_ptr += of_head
+    ka, kb, kr, turned = turn_back(
+        dk_ptr + of_head, q_ptr, k_ptr, at, t, count, m, n, still, extra, cos, sin, M, N, STEP, OFFSET
+    )  # fmt: skip
+    qa, qb, qr, turned_q = turn_back(
+        dq_ptr + of_head, k_ptr, q_ptr, at, t, count, m, n, still, extra, cos, sin, M, N, STEP, OFFSET
+    )  # fmt: skip
+    turned += turned_q
+    on = (t < count)[:, None] & (m < M)[None, :]
+    dtheta_ptr += (origin * heads + h) * M
+    tl.store(dtheta_ptr + (token * heads * M)[:, None] + m[None, :], turned, mask=on)
+    tl.store(totals_ptr + (k * heads + h) * M + m, tl.sum(turned, 0), mask=m < M)
+    tl.debug_barrier()  # every thread has read what is now overwritten
+    put_pair_tiles(k_ptr, at, t, count, m, ka, kb, M, STEP, OFFSET)
+    put_still_tile(k_ptr, at, t, count, n, still, kr)
+    put_pair_tiles(q_ptr, at, t, count, m, qa, qb, M, STEP, OFFSET)
+    put_still_tile(q_ptr, at, t, count, n, still, qr)
 
 
 @triton.jit(do_not_specialize=GEOMETRY)

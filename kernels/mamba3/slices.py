@@ -20,7 +20,7 @@ from seqkit.kernels.numbers import softplus
 from seqkit.kernels.ssd.tiles import strides_of
 from seqkit.kernels.triton_launch import INTERPRETED, Segments, ceil_div, next_power
 
-SLAB_BYTES = 2**30  # of rotated keys and queries and unfinished outputs, counted in float32
+SLAB_BYTES = 3 * 2**30  # of rotated keys and queries and unfinished outputs, counted in float32
 ALIGN = 4096
 SUM_CHUNKS = 3 if INTERPRETED else 64
 TURN_TOKENS = 4 if INTERPRETED else 8  # per program of the rotation
@@ -188,6 +188,25 @@ def sums_before(x_K: Tensor, dtype: torch.dtype) -> Tensor:
     outer = torch.cumsum(inner[:, -1], 0)
     inner[1:] += outer[:-1].unsqueeze(1)
     return inner.flatten(0, 1)[: x_K.shape[0] + 1]
+
+
+def sums_behind(turns: Segments, x_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the chunks behind every chunk in its segment (K, ...), and of each segment (S, ...), float64.
+
+    What is not finite stays in its segment: differences of sums over all segments would spread it.
+    """
+    first_S, behind_S, segment_K = chunk_ranges(turns, x_K.device)
+
+    def sums(values: Tensor) -> tuple[Tensor, Tensor]:
+        before = sums_before(values, torch.float64)
+        end_S = before.index_select(0, behind_S)
+        return end_S.index_select(0, segment_K) - before[1:], end_S - before.index_select(0, first_S)
+
+    if not turns.packed:
+        return sums(x_K)
+    broken = ~torch.isfinite(x_K)
+    found = zip(sums(x_K.masked_fill(broken, 0)), sums(broken), strict=True)
+    return tuple(total.masked_fill_(count > 0, torch.nan) for total, count in found)
 
 
 def chunk_ranges(turns: Segments, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -138,8 +138,7 @@ class ScaledScan(Call):
             starts_KHPN: States at span starts.
             dleaving_SHPN: Gradient of the states that leave.
         """
-        dx = self.new(*self.x.shape)
-        dk, dq = (self.new(*t.shape, dtype=self.scratch_dtype) for t in (self.k, self.q))
+        dx, dk, dq = (self.new(*t.shape) for t in (self.x, self.k, self.q))
         grads = _Gradients(self, {"dx": dx, "dB": dk, "dC": dq})
         ends, totals = summaries(self, dy, None, self.C, self.steps(), True)
         adjoints, dentry = chain(self, ends, totals, dleaving_SHPN.contiguous(), flip=True)

@@ -26,7 +26,7 @@ from seqkit.kernels.mamba3.slices import (
     load_slab,
     order,
     pairs,
-    sums_before,
+    sums_behind,
     tiles,
 )
 from seqkit.kernels.mamba3.steps import Steps, discretise_backward
@@ -234,21 +234,18 @@ def _through_gate(ops: Operands, slab: Slab, grads: _Gradients, dy: Tensor, star
 
 def _through_rotation(ops: Operands, slab: Slab, grads: _Gradients, dk: Tensor, dq: Tensor, ddot: Tensor) -> Tensor:
     """Write the gradients of B, C, their biases and the angles; returns that of step sizes through them (B, H, l)."""
-    turns, (H, _, _, G, N, M) = slab.turns, ops.sizes
-    dB, dC = slab.cut(grads.B[:, :, 0]), slab.cut(grads.C[:, :, 0])
-    dtheta, totals = ddot.new_empty((*dB.shape[:2], H, M)), ddot.new_zeros((turns.chunks, H, M))
-    biases = ddot.new_zeros((2, turns.chunks, H, N))  # some slots lack tokens
-    rotation.unrotate_kernel[(turns.chunks * G,)](
-        slab.scan.k, slab.scan.q, dk, dq, ddot, slab.delta, slab.half_tanh, slab.start_KHM, dB, dC, dtheta, totals,
-        *biases.unbind(0), *geometry(turns), H, H // G, *strides_of(dB), *strides_of(dC), **tiles(ops),
-        **order(turns, ops), num_warps=8,
+    turns, (H, _, _, G, _, M) = slab.turns, ops.sizes
+    dtheta, totals = ddot.new_empty((*dk.shape[:3], M)), ddot.new_zeros((turns.chunks, H, M))
+    rotation.unrotate_kernel[(turns.chunks * H,)](
+        slab.scan.k, slab.scan.q, dk, dq, ddot, slab.delta, slab.half_tanh, slab.start_KHM, dtheta, totals,
+        *geometry(turns), H, **tiles(ops), **order(turns, ops), num_warps=2,
     )  # fmt: skip
-    grads.bias += biases.sum(1, dtype=torch.float64)
-    first_S, behind_S, segment_K = chunk_ranges(turns, ddot.device)
-    before = sums_before(totals, torch.float64)
-    behind_SHM = before.index_select(0, behind_S) + grads.theta_SHM
-    later = (behind_SHM.index_select(0, segment_K) - before[1:]).float()
-    grads.theta_SHM = behind_SHM - before.index_select(0, first_S)
+    for number, (heads, rows) in enumerate(((slab.scan.k, grads.B), (slab.scan.q, grads.C))):
+        slab.cut(rows[:, :, 0]).copy_(heads.unflatten(2, (G, -1)).sum(3, dtype=torch.float32))
+        grads.bias[number] += heads.sum((0, 1), dtype=torch.float32)
+    later_KHM, whole_SHM = sums_behind(turns, totals)
+    later = (later_KHM + grads.theta_SHM.index_select(0, chunk_ranges(turns, ddot.device)[2])).float()
+    grads.theta_SHM = grads.theta_SHM + whole_SHM
     dangles, ddelta = slab.cut(grads.angles), torch.empty_like(ddot)
     rotation.angle_kernel[(turns.chunks,)](
         dtheta, later, slab.delta, slab.half_tanh, dangles, ddelta, *geometry(turns), H, *dangles.stride()[:2],
@@ -303,7 +300,7 @@ def _like(grads: tuple[Tensor | None, ...], operands: tuple[Tensor | None, ...])
 
 def compile_cases() -> dict[str, CompileCase]:
     """Every kernel with 128 states, half of them rotating, all operands, packed and reversed, in bfloat16."""
-    narrow = ("B", "C", "k", "q", "dk", "dq", "x", "z", "y", "dy", "dx", "dz", "dB", "dC", "dangles", "inner")
+    narrow = ("B", "C", "k", "q", "x", "z", "y", "dy", "dx", "dz", "dB", "dC", "dangles", "inner")
     types = {f"{name}_ptr": "*bf16" for name in narrow} | dict.fromkeys(("segment_ptr", "table_ptr"), "*i64")
     types |= {"delta_ptr": "*fp64", "tanh_ptr": "*fp64", "start_ptr": "*i32"}
     turned = {"M": 32, "MP": 32, "T": TURN_TOKENS, "PACKED": True, "REVERSE": True}
@@ -313,7 +310,7 @@ def compile_cases() -> dict[str, CompileCase]:
     cases = [
         CompileCase(rotation.turn_kernel, turned, 1, types | {"totals_ptr": "*i32"}),
         CompileCase(rotation.rotate_kernel, held, 2, types),
-        CompileCase(rotation.unrotate_kernel, held, 8, types),
+        CompileCase(rotation.unrotate_kernel, held, 2, types),
         CompileCase(rotation.angle_kernel, turned, 2, types),
         CompileCase(gates.gate_kernel, gated, 4, types),
         CompileCase(gates.gate_gradient_kernel, gated, 4, types),

@@ -213,6 +213,19 @@ def test_angles_of_a_million_steps(provider, device):
     assert torch.remainder(difference + math.pi, 2 * math.pi).sub(math.pi).abs().max() < 1e-3
 
 
+def test_a_nan_stays_in_its_segment(provider, device):
+    """In every gradient of a token, those that sum over all later tokens included."""
+    problem = problem_of(length=PACKED[-1], segments=PACKED, device=device)
+    problem.tensors["x"][:, 20] = torch.nan  # inside tokens 17 to 81
+    problem = problem.leaves()
+    y, *_ = problem.run()
+    clean = torch.ones(PACKED[-1], dtype=torch.bool)
+    clean[17:81] = False
+    grads = gradients((y[:, clean],), {name: problem.tensors[name] for name in TIME})
+    for name, grad in grads.items():
+        assert torch.isfinite(grad[0, clean]).all(), name
+
+
 def test_phases_wrap_without_loss():
     turns = torch.tensor([0.0, 0.25, -0.25, 0.5, 1.75, -3.0, 1e4 + 2**-20], dtype=torch.float64)
     whole = phase.to_phase(turns, 32)

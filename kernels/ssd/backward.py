@@ -95,11 +95,14 @@ def token_kernel(
         pairs = products * mixing
         ddt = tl.sum(pairs, 1)
         if sums.dtype == tl.float64:  # the diagonal cancels, but takes digits with it
-            pairs = tl.where(q[None, :] == q[:, None], 0.0, pairs)
-        dlog = tl.sum(pairs * dt[:, None], 0) - dt * (tl.sum(pairs, 1) if sums.dtype == tl.float64 else ddt)
+            ahead = tl.where(q[None, :] == q[:, None], 0.0, pairs * dt[:, None]).to(tl.float64)
+            dlog = tl.sum(ahead, 0) - tl.sum(ahead, 1)
+        else:
+            dlog = tl.sum(pairs * dt[:, None], 0) - dt * ddt
         dwrite = matmul(B, end, None, DOT) * decay_of(whole - sums)[:, None]
         from_end = tl.sum(x.to(tl.float32) * dwrite, 1)
-        dlog += tl.where(q == Q - 1, tl.sum(dt * from_end, 0), 0.0) - dt * from_end
+        through_end = (dt * from_end).to(sums.dtype)
+        dlog += tl.where(q == Q - 1, tl.sum(through_end, 0), 0.0) - through_end
         tokens = ((slot + c) * heads + h) * Q
         tl.store(dlog_ptr + tokens + q, dlog)
         tl.store(ddt_ptr + tokens + q, ddt + from_end)
@@ -181,33 +184,31 @@ def step_gradient_kernel(
     raw_ptr, A_ptr, bias_ptr, dlog_ptr, ddt_ptr, draw_ptr, dA_ptr, dbias_ptr,
     segment_ptr, table_ptr, base, length, per_row, segments, heads, srb, srl, sdb, sdl, dt_min, dt_max,
     SPAN: tl.constexpr, Q: tl.constexpr, PARTS: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr,
-    REVERSE: tl.constexpr, SUM: tl.constexpr,
+    REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the step sizes, from that of the decays; those of A and the bias as one partial sum per chunk."""
     chunk, begin, end = chunk_and_heads(heads // PARTS)
     k, c = chunk // (SPAN // Q), chunk % (SPAN // Q)
     row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
     left = (count - c * Q).to(tl.int32)
-    if left <= 0:
-        return
     q = tl.arange(0, Q)
     t = first + (-(c * Q + q) if REVERSE else c * Q + q)
-    later = q[None, :] >= q[:, None]
+    later, written = q[None, :] >= q[:, None], q * 0 < left  # whole chunks: what passes through the end stands last
     for h in range(begin, end):
         bias = tl.load(bias_ptr + h) if bias_ptr is not None else 0.0
-        rate = tl.minimum(tl.load(A_ptr + h), 0.0)
+        rate = tl.load(A_ptr + h)
         raw = tl.load(raw_ptr + row * srb + t * srl + h, mask=q < left, other=0.0)
         dt, slope = step_size(raw, bias, q < left, dt_min, dt_max, SOFTPLUS)
-        dlog, ddt = tl.zeros((Q,), SUM), tl.zeros((Q,), tl.float32)
+        dlog, ddt = tl.zeros((Q,), dlog_ptr.dtype.element_ty), tl.zeros((Q,), tl.float32)
         for part in tl.static_range(PARTS):
             at = (chunk * heads + h * PARTS + part) * Q + q
-            dlog += tl.load(dlog_ptr + at).to(SUM)
-            ddt += tl.load(ddt_ptr + at)
+            dlog += tl.load(dlog_ptr + at, mask=written, other=0.0)
+            ddt += tl.load(ddt_ptr + at, mask=written, other=0.0)
         dlog = tl.sum(tl.where(later, dlog[None, :], 0.0), 1).to(tl.float32)
-        draw = (ddt + tl.where(dt < 0, 0.0, rate * dlog)) * slope
+        draw = (ddt + tl.where(dt < 0, 0.0, tl.minimum(rate, 0.0) * dlog)) * slope
         tl.store(draw_ptr + row * sdb + t * sdl + h, draw.to(draw_ptr.dtype.element_ty), mask=q < left)
         at = chunk * (heads // PARTS) + h
-        tl.store(dA_ptr + at, tl.sum(dlog * tl.maximum(dt, 0.0), 0))
+        tl.store(dA_ptr + at, tl.where(rate > 0, 0.0, tl.sum(dlog * tl.maximum(dt, 0.0), 0)))
         tl.store(dbias_ptr + at, tl.sum(draw, 0))
 
 
@@ -224,14 +225,13 @@ class _Gradients:
 
         self.x, self.dt, self.z = like("dx", call.x), like("ddt", call.raw), like("dz", call.z)
         self.B, self.C, self.y = like("dB", call.B), like("dC", call.C), into.get("y")
-        self.decays, self.steps = call.per_token(), call.per_token()
-        slots, heads = self.decays.shape[0], call.H // call.parts
-        self.A, self.bias = self.decays.new_zeros((2, slots, heads)).unbind(0)  # some slots lack tokens
+        self.decays = call.per_token(torch.float32 if call.single else torch.float64)
+        self.steps = call.per_token(torch.float32)
+        heads = call.H // call.parts
+        self.A, self.bias = call.new(2, call.spans * call.chunks_per_span, heads).unbind(0)
         self.D = None
         if call.skip is not None:
-            self.D = self.decays.new_zeros(
-                (call.segments.chunks, heads, call.parts * (call.P if call.skip.dim() == 2 else 1))
-            )
+            self.D = call.new(call.spans, heads, call.parts * (1 if call.skip_per_head else call.P))
 
 
 def _walks(call: Call, dy, starts, adjoints, steps, grads: _Gradients, scratch, base: int, spans: int) -> None:
@@ -279,7 +279,7 @@ def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients)
     step_gradient_kernel[(call.step_programs,)](
         call.raw, call.A, call.bias, grads.decays, grads.steps, grads.dt, grads.A, grads.bias, *call.geometry(),
         *call.raw.stride()[:2], *grads.dt.stride()[:2], *call.limits, SOFTPLUS=call.softplus,
-        SUM=tl.float32 if call.single else tl.float64, **call.constants(), num_warps=1,
+        **call.constants(), num_warps=1,
     )  # fmt: skip
 
 
@@ -314,7 +314,7 @@ def backward(
     return (
         grads.x,
         grads.dt,
-        dA.masked_fill_(A > 0, 0).to(A.dtype),
+        dA.to(A.dtype),
         grads.B,
         grads.C,
         dD,

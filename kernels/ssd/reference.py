@@ -130,7 +130,11 @@ class _Gradients:
 
 
 def backward(
-    dy: torch.Tensor, dfinal: torch.Tensor | None, starts: torch.Tensor, *args
+    dy: torch.Tensor,
+    dfinal: torch.Tensor | None,
+    starts: torch.Tensor,
+    *args,
+    into: dict[str, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of x, dt, A, B, C, D, z, dt_bias, initial_state (None where the operand is absent).
 
@@ -139,8 +143,9 @@ def backward(
         dfinal: Gradient of the final states (S, H, P, N), or None.
         starts: Chunk-start states of the forward pass.
         *args: Those of :func:`forward`.
+        into: Tensors to write to, any of "dx", "ddt", "dB", "dC" and "dz"; last dimensions contiguous.
     """
-    ops = make_operands(*args)
+    ops, into = make_operands(*args), into or {}
     grads = _Gradients(ops)
     zero_HPN = ops.A_H.new_zeros(ops.entry_SHPN.shape[1:])
     dentry_SHPN = torch.cat([torch.zeros_like(ops.entry_SHPN), zero_HPN[None]])  # the extra row is never opened
@@ -159,13 +164,13 @@ def backward(
     A, D, z, bias, initial = args[2], args[5], args[6], args[7], args[8]
     dD = None if D is None else (grads.D_HP.sum(1) if D.dim() == 1 else grads.D_HP).to(D.dtype)
     return (
-        as_batch(grads.x, ops.x_BLHP),
-        as_batch(grads.dt, ops.dt_BLH),
+        as_batch(grads.x, ops.x_BLHP, into.get("dx")),
+        as_batch(grads.dt, ops.dt_BLH, into.get("ddt")),
         grads.A_H.masked_fill_(A > 0, 0).to(A.dtype),
-        as_batch(grads.B, ops.B_BLGN),
-        as_batch(grads.C, ops.C_BLGN),
+        as_batch(grads.B, ops.B_BLGN, into.get("dB")),
+        as_batch(grads.C, ops.C_BLGN, into.get("dC")),
         dD,
-        None if z is None else as_batch(grads.z, ops.z_BLHP),
+        None if z is None else as_batch(grads.z, ops.z_BLHP, into.get("dz")),
         None if bias is None else grads.bias_H.to(bias.dtype),
         None if initial is None else dentry_SHPN[:-1].to(initial.dtype, copy=True),
     )

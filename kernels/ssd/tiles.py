@@ -238,9 +238,9 @@ class Call:
         """Uninitialised memory on the operands' device."""
         return torch.empty(shape, dtype=dtype, device=self.x.device)
 
-    def per_token(self) -> torch.Tensor:
+    def per_token(self, dtype: torch.dtype) -> torch.Tensor:
         """Uninitialised numbers per token and part of a head (chunk slots, H, Q)."""
-        return self.new(self.segments.chunks * self.chunks_per_span, self.H, self.chunk)
+        return self.new(self.segments.chunks * self.chunks_per_span, self.H, self.chunk, dtype=dtype)
 
     def steps(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Step sizes and running sums of log2 decays, (chunk slots, H, Q) of whole heads.

@@ -34,5 +34,5 @@ def compile_cases() -> dict[str, CompileCase]:
         "output_kernel": case(output_kernel, 4, walk, PER_HEAD=False),
         "token_kernel": case(token_kernel, 4, walk, PER_HEAD=True),
         "weight_kernel": case(weight_kernel, 4, walk),
-        "step_gradient_kernel": case(step_gradient_kernel, 1, where, SOFTPLUS=True, SUM=tl.float32),
+        "step_gradient_kernel": case(step_gradient_kernel, 1, where, SOFTPLUS=True),
     }

@@ -1,0 +1,154 @@
+"""The inner path of the Mamba-2 block in slabs of tokens: forward, and backward by recomputation.
+
+The gradient of the gated norm needs the scan's output before the scan's own gradient can begin, so backward runs the
+scan of a slab again and no boundary state of it outlives the forward pass. Gradients of neighbouring operands are
+written side by side into one buffer: those of gate, convolution and time step, of x, B and C. Gradients of parameters
+are summed over slabs in the accumulation dtype, always in the same order.
+
+Legend: B batch, L length, T tokens of a slab, S segments, D channels of the block, E = H * P inner channels, H heads,
+P head channels, N states, G groups, W taps, K slabs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from seqkit.kernels import dispatch
+from seqkit.kernels.inner_slabs import SlabCall, States, Totals, run_backward, run_forward
+
+OPERANDS = (
+    "x", "in_weight", "in_bias", "conv_weight", "conv_bias", "dt_bias", "A", "D", "norm_weight", "out_weight",
+    "out_bias", "conv_state", "ssm_state",
+)  # fmt: skip
+
+
+class Call(SlabCall):
+    """Operands of one call, and what both passes compute of a slab.
+
+    Args:
+        *args: :data:`OPERANDS`, then cu_seqlens, slab, reverse, dtype, provider, groups, eps, chunk_size.
+    """
+
+    def __init__(self, *args):
+        *args, self.groups, self.eps, self.chunk_size = args
+        operands, settings = args[: len(OPERANDS)], args[len(OPERANDS) :]
+        super().__init__(dict(zip(OPERANDS, operands, strict=True)), *settings)
+        self.scan = dispatch.implementation("ssd_scan", settings[-1])
+        self.norm = dispatch.implementation("gated_rms_norm", settings[-1])
+        wide = (self.cast(name, self.wide) for name in ("dt_bias", "A", "D", "norm_weight"))
+        self.dt_bias, self.A, self.D, self.norm_weight = wide
+        self.E, self.H = self.norm_weight.shape[0], self.A.shape[0]
+        self.GN = (self.taps.shape[0] - self.E) // 2
+
+    def split(self, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gate (B, T, E), input of the convolution (B, T, E + 2GN), time step (B, T, H)."""
+        return projected.split([self.E, self.E + 2 * self.GN, self.H], dim=-1)
+
+    def heads(self, xbc: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x by heads (B, T, H, P), B and C by groups (B, T, G, N)."""
+        x, B, C = xbc.split([self.E, self.GN, self.GN], dim=-1)
+        return x.unflatten(-1, (self.H, -1)), B.unflatten(-1, (self.groups, -1)), C.unflatten(-1, (self.groups, -1))
+
+    def scan_arguments(self, xbc, dt, state, bounds) -> tuple:
+        """What both passes of the scan take."""
+        x, B, C = self.heads(xbc)
+        steps = bounds, True, 0.0, math.inf, self.reverse, self.chunk_size
+        return x, dt, self.A, B, C, self.D, None, self.dt_bias, state, *steps
+
+    def norm_arguments(self, y: torch.Tensor, z: torch.Tensor) -> tuple:
+        """What both passes of the gated norm of the scan's output (B, T, H, P) take."""
+        return y.flatten(-2), z, self.norm_weight, self.eps, self.E // self.groups, False
+
+
+def forward(*args) -> tuple[torch.Tensor, ...]:
+    """Run all slabs.
+
+    Args:
+        *args: Those of :class:`Call`.
+
+    Returns:
+        y (B, L, D) or, without an output projection, (B, L, E); final states (S, W - 1, E + 2GN) and (S, H, P, N);
+        those before every slab but the first (K - 1, B, ...).
+    """
+    call = Call(*args)
+
+    def run(span: slice, conv: torch.Tensor | None, ssm: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        bounds, (z, xbc, dt) = call.bounds(span), call.split(call.project(span))
+        xbc, conv = call.conv.forward(*call.conv_arguments(xbc, conv, bounds))
+        y, ssm, _ = call.scan.forward(*call.scan_arguments(xbc, dt, ssm, bounds))
+        return call.norm.gated_rms_norm_forward(*call.norm_arguments(y, z)), conv, ssm
+
+    return run_forward(call, call.E, run)
+
+
+def backward(
+    dy: torch.Tensor,
+    dconv: torch.Tensor | None,
+    dssm: torch.Tensor | None,
+    conv_starts: torch.Tensor,
+    ssm_starts: torch.Tensor,
+    *args,
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of :data:`OPERANDS`, None where one is absent.
+
+    Args:
+        dy: Gradient of y.
+        dconv: Gradient of the convolution's final states, or None.
+        dssm: Gradient of the scan's final states, or None.
+        conv_starts: States before every slab but the first, as kept by the forward pass.
+        ssm_starts: The same of the scan.
+        *args: Those of :func:`forward`.
+    """
+    call = Call(*args)
+
+    def run(k: int, *slab) -> States:
+        return _backward_slab(call, *slab)
+
+    return run_backward(call, dy, (dconv, dssm), (conv_starts, ssm_starts), run)
+
+
+def _backward_slab(
+    call: Call,
+    span: slice,
+    dy: torch.Tensor,
+    starts: States,
+    adjoints: States,
+    totals: Totals,
+    dx: torch.Tensor,
+) -> States:
+    """Recompute one slab, write ``dx``, add to ``totals``; returns the adjoints of the two states before it."""
+    (conv_start, ssm_start), (dconv, dssm) = starts, adjoints
+    bounds, projected = call.bounds(span), call.project(span)
+    z, inputs, dt = call.split(projected)
+    xbc, _ = call.conv.forward(*call.conv_arguments(inputs, conv_start, bounds))
+    scan_arguments = call.scan_arguments(xbc, dt, ssm_start, bounds)
+    y, _, boundary = call.scan.forward(*scan_arguments)
+    dprojected = dx if call.in_weight is None else torch.empty_like(projected)
+    dz, dinputs, ddt = call.split(dprojected)
+    dy = _through_norm(call, totals, dy, y, z, dz)
+    del y
+    dxbc = torch.empty_like(xbc)
+    into = dict(zip(("dx", "dB", "dC"), call.heads(dxbc), strict=True))
+    grads = call.scan.backward(dy, dssm, boundary, *scan_arguments, into=into | {"ddt": ddt})
+    for name, grad in (("A", grads[2]), ("D", grads[5]), ("dt_bias", grads[7])):
+        totals.add(name, grad)
+    del dy, boundary
+    dconv = call.add_convolution(totals, dxbc, dconv, dinputs, inputs, conv_start, bounds)
+    if call.in_weight is not None:
+        call.add_input(totals, span, dprojected, dx)
+    return dconv, grads[8]
+
+
+def _through_norm(
+    call: Call, totals: Totals, dy: torch.Tensor, y: torch.Tensor, z: torch.Tensor, dz: torch.Tensor
+) -> torch.Tensor:
+    """Gradient of the scan's output ``y`` (B, T, H, P); writes that of the gate, adds those of norm and projection."""
+    arguments = call.norm_arguments(y, z)
+    if call.out_weight is not None:
+        call.add_output(totals, dy, call.norm.gated_rms_norm_forward(*arguments))
+    dscanned, dgate, dweight = call.norm.gated_rms_norm_backward(call.before_output(dy), *arguments)
+    dz.copy_(dgate)
+    totals.add("norm_weight", dweight)
+    return dscanned.view(y.shape)

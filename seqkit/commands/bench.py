@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from seqkit.errors import ConfigError
 
-SUITES = {"kernels": "seqkit.kernels.bench"}
+SUITES = {"kernels": "seqkit.kernels.bench", "variants": "seqkit.bench.variant_io"}
 
 
 def run(argv: Sequence[str]) -> int:

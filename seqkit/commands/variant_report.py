@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from seqkit.commands.run_folder import METRICS
+from seqkit.commands.variant_page import write_run_page
 from seqkit.commands.variant_plots import draw
 from seqkit.data.modules import VariantDataModule
 from seqkit.data.splits import Split
@@ -133,6 +134,7 @@ def write_report(
     }
     write_predictions(folder / PREDICTIONS, data, split, methods_of, outputs)
     draw(folder, data, split, methods_of, outputs, best_epoch)
+    write_run_page(folder, data, split, methods_of, metrics)
     write_json(folder / METRICS, metrics)
     return metrics
 

@@ -191,3 +191,11 @@ def test_gzipped_output_has_no_time_stamp(binary_run, odd, tmp_path):
         predict(binary_run, odd, out, "--max-mismatch", "1")
     assert first.read_bytes() == second.read_bytes()
     assert gzip.decompress(first.read_bytes()).startswith(b"chrom")
+
+
+def test_a_run_has_one_page_with_thresholds_and_plots(binary_run):
+    page = (binary_run / "report.html").read_text(encoding="utf-8")
+    for word in ("best MCC", "95% sensitivity", "95% specificity", "LR+", "CADD.score", "seed", "sha256"):
+        assert word in page
+    assert page.count("<img ") == len(list((binary_run / "plots").glob("*.png"))) >= 5
+    assert 'src="plots' not in page

@@ -87,3 +87,45 @@ def test_convolution_beyond_32_bits_of_elements(block):
     assert torch.equal(dx[..., part], dx_alone)
     for name, full, alone in zip(("dweight", "dbias"), dparameters, dparameters_alone, strict=True):
         assert_close(name, full[part], alone.double(), TOLERANCES[torch.float32])
+
+
+def ssd_operands(heads, dtype, states=16, head_channels=64):
+    torch.manual_seed(0)
+    x = torch.randn(1, LENGTH, heads, head_channels, device="cuda", dtype=dtype)
+    dt = torch.rand(1, LENGTH, heads, device="cuda", dtype=dtype)
+    B, C = (torch.randn(1, LENGTH, 1, states, device="cuda", dtype=dtype) for _ in range(2))
+    return x, dt, -torch.logspace(-4, 0, heads, device="cuda"), B, C
+
+
+def test_ssd_over_a_million_tokens_at_once_or_in_two_parts():
+    x, dt, A, B, C = ssd_operands(3, torch.float32, head_channels=20)
+    want, final = kernels.ssd_scan(x, dt, A, B, C, return_final_state=True)
+    cut = 600_001  # not at the border of a chunk
+    parts, state = [], None
+    for part in (slice(0, cut), slice(cut, None)):
+        y, state = kernels.ssd_scan(
+            x[:, part], dt[:, part], A, B[:, part], C[:, part], initial_state=state, return_final_state=True
+        )
+        parts.append(y)
+    assert_close("y", torch.cat(parts, 1), want.double(), TOLERANCES[torch.float32])
+    assert_close("state", state, final.double(), TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("head", [0, 16, 32])
+def test_ssd_heads_beyond_32_bits_of_elements(head):
+    """A head among more than 2^31 elements gives what it gives alone; alone it is cut into other spans."""
+    if torch.cuda.get_device_properties(0).total_memory < 60 * 2**30:
+        pytest.skip("needs 60 GiB of GPU memory")
+    x, dt, A, B, C = ssd_operands(33, torch.bfloat16)
+    assert x.numel() > 2**31
+    part = slice(head, head + 1)
+    dy = torch.zeros_like(x)
+    dy[:, :, part] = x[:, :, part]
+    results = []
+    for tensors, gradient in (((x, dt, A, B, C), dy), ((x[:, :, part], dt[:, :, part], A[part], B, C), x[:, :, part])):
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        y = kernels.ssd_scan(*leaves)
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, gradient)])
+    for name, full, alone in zip(("y", "x", "dt", "A", "B", "C"), *results, strict=True):
+        cut = full[part] if name == "A" else full if name in "BC" else full[:, :, part]
+        assert_close(name, cut, alone.double(), TOLERANCES[torch.bfloat16])

@@ -68,8 +68,8 @@ def label_thresholds(data: VariantEffectData, split: Split, column: int, ours: M
     return threshold_table(
         points,
         title=f"{data.label_names[column]}: what a call at a threshold means",
-        note="Thresholds were chosen on the validation rows where there are any; shares on the test rows, with Wilson's "
-        "95 % intervals; LR+ and LR- are the likelihood ratios of a call and of no call.",
+        note="Thresholds were chosen on the validation rows where there are any; shares on the test rows, with "
+        "Wilson's 95 % intervals; LR+ and LR- are the likelihood ratios of a call and of no call.",
     )
 
 

@@ -38,7 +38,7 @@ def slab_tokens(batch: int, heads: int, head_channels: int, states: int) -> int:
 def kept_shapes(
     batch: int, length: int, segments: int | None, sizes: tuple[int, ...], chunk_size: int | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of what the forward pass keeps: states at span starts, and phases that enter each slab.
+    """Shapes of what the forward pass keeps: states at span starts and behind slabs, phases that enter each slab.
 
     Args:
         batch: B.
@@ -51,7 +51,8 @@ def kept_shapes(
     tokens = slab_tokens(batch, H, P, N)
     whole, rest = length // tokens, length % tokens
     spans = whole * span_slots(batch, tokens, H, segments) + span_slots(batch, rest, H, segments)
-    return (spans, H, P, N), (whole + 1, batch if segments is None else segments, H, M)
+    entries = batch if segments is None else segments
+    return (spans + (whole + 1) * entries, H, P, N), (whole + 1, entries, H, M)
 
 
 @dataclass
@@ -93,6 +94,16 @@ def bounds_of(ops: Operands) -> list[tuple[int, int]]:
     tokens = slab_tokens(B, H, P, ops.sizes[4])
     cuts = [(begin, min(begin + tokens, L)) for begin in range(0, L, tokens)] if B else []
     return [(L - end, L - begin) for begin, end in cuts] if ops.reverse else cuts
+
+
+def kept_rows(ops: Operands) -> list[tuple[slice, slice]]:
+    """Where the states of every slab stand among those kept: at its span starts, and behind it."""
+    (batch, _, H), entries, slot, rows = ops.x_BLHP.shape[:3], ops.ssm_SHPN.shape[0], 0, []
+    for begin, end in bounds_of(ops):
+        spans = span_slots(batch, end - begin, H, None if ops.cu_seqlens is None else entries)
+        rows.append((slice(slot, slot + spans), slice(slot + spans, slot + spans + entries)))
+        slot += spans + entries
+    return rows
 
 
 def load_slab(ops: Operands, steps: Steps, bounds: tuple[int, int], phases_SHM: Tensor, chunk_size: int | None) -> Slab:
@@ -173,7 +184,7 @@ def _phases(
         delta, half_tanh, totals, *geometry(turns), H, **pairs(ops), **order(turns, ops), num_warps=1
     )
     before = sums_before(totals, torch.int64)
-    first_S, behind_S, segment_K = chunk_ranges(turns, delta.device)
+    first_S, behind_S, segment_K = chunk_ranges(turns, TURN_TOKENS, delta.device)
     start = before[:-1] + (entry_SHM - before.index_select(0, first_S)).index_select(0, segment_K)
     leaving = entry_SHM + before.index_select(0, behind_S) - before.index_select(0, first_S)
     half = 1 << 31
@@ -190,37 +201,44 @@ def sums_before(x_K: Tensor, dtype: torch.dtype) -> Tensor:
     return inner.flatten(0, 1)[: x_K.shape[0] + 1]
 
 
-def sums_behind(turns: Segments, x_K: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the chunks behind every chunk in its segment (K, ...), and of each segment (S, ...), float64.
+def chunk_ranges(at: Segments, tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """First chunk of every segment, the one behind its last, and the segment of every chunk of so many tokens."""
+    if at.packed:
+        return at.table[2], at.table[2] + (at.table[1] + tokens - 1) // tokens, at.chunk_segment
+    first_S = torch.arange(at.count, device=device) * at.per_row
+    return first_S, first_S + at.per_row, torch.arange(at.chunks, device=device) // max(1, at.per_row)
 
-    What is not finite stays in its segment: differences of sums over all segments would spread it.
+
+def sums_to_span_end(turns: Segments, spans: Segments, span: int, x_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the chunks behind every chunk in its span (K, ...), float64, and the span (K,) of every chunk.
+
+    What is not finite stays in its span: differences of sums over all of them would spread it.
     """
-    first_S, behind_S, segment_K = chunk_ranges(turns, x_K.device)
+    first_S, behind_S, segment_K = chunk_ranges(turns, TURN_TOKENS, x_K.device)
+    per_span, chunk_K = span // TURN_TOKENS, torch.arange(turns.chunks, device=x_K.device)
+    local_K = (chunk_K - first_S.index_select(0, segment_K)) // per_span
+    end_K = first_S.index_select(0, segment_K) + (local_K + 1) * per_span
+    end_K = torch.minimum(end_K, behind_S.index_select(0, segment_K)).clamp_(max=turns.chunks)
+    span_K = chunk_ranges(spans, span, x_K.device)[0].index_select(0, segment_K) + local_K
 
-    def sums(values: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(values: Tensor) -> Tensor:
         before = sums_before(values, torch.float64)
-        end_S = before.index_select(0, behind_S)
-        return end_S.index_select(0, segment_K) - before[1:], end_S - before.index_select(0, first_S)
+        return before.index_select(0, end_K) - before[1:]
 
+    span_K = span_K.clamp_(max=spans.chunks - 1)  # slots without tokens
     if not turns.packed:
-        return sums(x_K)
+        return sums(x_K), span_K
     broken = ~torch.isfinite(x_K)
-    found = zip(sums(x_K.masked_fill(broken, 0)), sums(broken), strict=True)
-    return tuple(total.masked_fill_(count > 0, torch.nan) for total, count in found)
+    return sums(x_K.masked_fill(broken, 0)).masked_fill_(sums(broken) > 0, torch.nan), span_K
 
 
-def chunk_ranges(turns: Segments, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """First chunk of every segment, the one behind its last, and the segment of every chunk."""
-    if turns.packed:
-        first_S = turns.table[2]
-        return first_S, first_S + ceil_chunks(turns.table[1]), turns.chunk_segment
-    first_S = torch.arange(turns.count, device=device) * turns.per_row
-    return first_S, first_S + turns.per_row, torch.arange(turns.chunks, device=device) // max(1, turns.per_row)
+def turned(adjoint: Tensor, state: Tensor, pairs: int, pairing: str) -> Tensor:
+    """Gradient (..., H, M) of all angles behind a place, but for a constant of the segment.
 
-
-def ceil_chunks(tokens_S: Tensor) -> Tensor:
-    """Chunks of the rotation that so many tokens take."""
-    return (tokens_S + TURN_TOKENS - 1) // TURN_TOKENS
+    To turn all that follows is to turn back the state (..., H, P, N) there, whose gradient is ``adjoint``.
+    """
+    first, second = phase.pair_slices(state.shape[-1], pairs, pairing)
+    return (adjoint[..., first] * state[..., second] - adjoint[..., second] * state[..., first]).sum(-2)
 
 
 def gate_grid(slab: Slab) -> tuple[int, int]:

@@ -12,12 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from seqkit.kernels.chunks import count_chunks
 from seqkit.kernels.ssd.backward import _Gradients, _token_gradients
 from seqkit.kernels.ssd.forward import chain, outputs, summaries
-from seqkit.kernels.ssd.tiles import GEOMETRY, NO_DECAY_LEFT, Call, boundary_shape, chunk_and_heads
+from seqkit.kernels.ssd.tiles import GEOMETRY, NO_DECAY_LEFT, Call, chunk_and_heads, span_length
 from seqkit.kernels.triton_chunks import locate_chunk
-from seqkit.kernels.triton_launch import guard
+from seqkit.kernels.triton_launch import Segments, guard
 from seqkit.kernels.triton_math import LOG2_E
+
+LONGEST_SPAN = 512  # gradients of angles are summed over a span, and gather what rounding leaves there
 
 
 @triton.jit(do_not_specialize=GEOMETRY)
@@ -65,9 +68,13 @@ def decay_gradient_kernel(
         tl.store(ddecay_ptr + to_token + h, -dlog.to(tl.float32), mask=q < left)
 
 
+def _span(batch: int, length: int, heads: int, segments: int | None) -> int:
+    return min(LONGEST_SPAN, span_length(batch, length, heads, segments))
+
+
 def span_slots(batch: int, length: int, heads: int, segments: int | None) -> int:
     """Spans of a slab, K."""
-    return boundary_shape(batch, length, heads, 1, 1, segments, None)[0]
+    return count_chunks(batch, length, _span(batch, length, heads, segments), segments)
 
 
 class ScaledScan(Call):
@@ -100,6 +107,9 @@ class ScaledScan(Call):
             reverse=reverse,
             chunk_size=chunk_size,
         )
+        segments = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        self.span = _span(*x.shape[:3], segments)
+        self.segments = Segments(x, self.span, cu_seqlens)
         self.k, self.q, self.slots = k, q, self.segments.chunks
         self._given = self._numbers(decay, scale)
 
@@ -131,7 +141,7 @@ class ScaledScan(Call):
         return y
 
     def gradients(self, dy: Tensor, starts_KHPN: Tensor, dleaving_SHPN: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of x, k, q, scale and decay (B, L, H), and the states that enter (S, H, P, N).
+        """Gradients of x, k, q, scale, decay (B, L, H), of states that enter (S, H, P, N), at span ends (K, H, P, N).
 
         Args:
             dy: Gradient of y.
@@ -149,4 +159,5 @@ class ScaledScan(Call):
             SUM=tl.float32 if self.single else tl.float64, **self.constants(), num_warps=1,
         )  # fmt: skip
         # the rate is 0 here: the gradient of the scan's own step size is that of the weight
-        return dx, dk, dq, grads.dt, ddecay, dentry.view(dleaving_SHPN.shape)
+        shape = dleaving_SHPN.shape[1:]
+        return dx, dk, dq, grads.dt, ddecay, dentry.view(-1, *shape), adjoints.view(-1, *shape)

@@ -22,12 +22,14 @@ from seqkit.kernels.mamba3.slices import (
     gate_grid,
     gate_tiles,
     geometry,
+    kept_rows,
     kept_shapes,
     load_slab,
     order,
     pairs,
-    sums_behind,
+    sums_to_span_end,
     tiles,
+    turned,
 )
 from seqkit.kernels.mamba3.steps import Steps, discretise_backward
 from seqkit.kernels.ssd.tiles import strides_of
@@ -87,15 +89,15 @@ def forward(*args) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tens
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     theta_SHM, ssm_SHPN, k_SRHN, v_SHP = ops.theta_SHM, ops.ssm_SHPN, ops.k_SRHN, ops.v_SHP
     if not ops.empty:
-        steps, slot = ops.steps(), 0
+        steps, rows = ops.steps(), kept_rows(ops)
         ssm_SHPN = ssm_SHPN + steps.entry_SH[..., None, None] * _outer(v_SHP, k_SRHN)
         with guard(x):
             for number, bounds in enumerate(bounds_of(ops)):
                 phases[number] = theta_SHM
                 slab = load_slab(ops, steps, bounds, theta_SHM, chunk_size)
                 starts, ssm_SHPN = slab.scan.states(ssm_SHPN)
-                starts_KHPN[slot : slot + starts.shape[0]] = starts
-                slot, theta_SHM = slot + starts.shape[0], slab.leaving_SHM
+                starts_KHPN[rows[number][0]], starts_KHPN[rows[number][1]] = starts, ssm_SHPN
+                theta_SHM = slab.leaving_SHM
                 _gate(ops, slab, slab.scan.outputs(starts), slab.cut(y))
         rows_S, empty_S = _last_rows(ops)
         last_k = _last_keys(ops, theta_SHM)[0].unsqueeze(1)
@@ -160,7 +162,7 @@ def backward(
     ops, dy = make_operands(*args), rows_contiguous(dy)
     grads, raw = _Gradients(ops, (dtheta, dssm, dk, dv)), None
     if not ops.empty:
-        steps, slot, chunk_size = ops.steps(), starts_KHPN.shape[0], args[-1]
+        steps, rows, chunk_size = ops.steps(), kept_rows(ops), args[-1]
         with guard(dy):
             last_SHN, theta_SHM = grads.k_SRHN[:, 0], None
             for number, bounds in reversed(list(enumerate(bounds_of(ops)))):
@@ -168,9 +170,8 @@ def backward(
                 if theta_SHM is None:
                     theta_SHM = slab.leaving_SHM
                     back = _through_last_keys(ops, grads, theta_SHM, last_SHN)
-                slot -= slab.scan.slots
-                starts = starts_KHPN[slot : slot + slab.scan.slots]
-                _slab_gradients(ops, slab, grads, slab.cut(dy), starts)
+                starts, leaving = (starts_KHPN[part] for part in rows[number])
+                _slab_gradients(ops, slab, grads, slab.cut(dy), starts, leaving)
         _finish_last_tokens(ops, grads, back)
         raw = _finish_steps(ops, steps, grads)
     return _results(args, ops, grads, raw)
@@ -196,17 +197,19 @@ def _finish_last_tokens(ops: Operands, grads: _Gradients, back_SHN: Tensor) -> N
         flat.index_add_(0, rows_S, value.to(flat.dtype))
 
 
-def _slab_gradients(ops: Operands, slab: Slab, grads: _Gradients, dy: Tensor, starts: Tensor) -> None:
+def _slab_gradients(ops: Operands, slab: Slab, grads: _Gradients, dy: Tensor, starts: Tensor, leaving: Tensor) -> None:
     """All gradients of a slab's tokens; hands the adjoints of state and angle on to the slab before."""
     inner, ddirect = _through_gate(ops, slab, grads, dy, starts)
-    dscan, dk, dq, dscale, ddecay, grads.ssm_SHPN = slab.scan.gradients(inner, starts, grads.ssm_SHPN)
+    dleaving = grads.ssm_SHPN
+    dscan, dk, dq, dscale, ddecay, grads.ssm_SHPN, dends = slab.scan.gradients(inner, starts, dleaving)
+    behind = _angles_behind(ops, slab, grads, (starts, leaving), (dends, dleaving))
     (blocks, programs), dx = gate_grid(slab), slab.cut(grads.x)
     gates.input_kernel[(programs,)](
         dscan, inner, _skip(ops), slab.gap, slab.dot, dx, dx.shape[1], blocks, dx.shape[2], *strides_of(dx),
         *slab.gap.stride()[:2], **gate_tiles(slab),
     )  # fmt: skip
     ddot = ddirect * slab.gap.transpose(1, 2)
-    dangle = _through_rotation(ops, slab, grads, dk, dq, ddot)
+    dangle = _through_rotation(ops, slab, grads, dk, dq, ddot, behind)
     on_diagonal = (ddirect * slab.dot).transpose(1, 2)
     found = {"gamma": on_diagonal, "scale": dscale - on_diagonal, "decay": ddecay, "angle": dangle.transpose(1, 2)}
     for name, value in found.items():
@@ -232,7 +235,26 @@ def _through_gate(ops: Operands, slab: Slab, grads: _Gradients, dy: Tensor, star
     return inner, ddirect
 
 
-def _through_rotation(ops: Operands, slab: Slab, grads: _Gradients, dk: Tensor, dq: Tensor, ddot: Tensor) -> Tensor:
+def _angles_behind(
+    ops: Operands, slab: Slab, grads: _Gradients, states: tuple[Tensor, Tensor], adjoints: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Gradient (K, H, M) of all angles behind every span, from the states at its end.
+
+    Summed over tokens it would be a difference of large numbers: each pair of tokens gives to one what it takes from
+    the other, and what rounding leaves of that adds up over the whole length.
+    """
+    (starts, leaving), (dends, dleaving), M = states, adjoints, ops.sizes[5]
+    _, behind_S, segment_K = chunk_ranges(slab.scan.segments, slab.scan.span, starts.device)
+    span_K = torch.arange(slab.scan.slots, device=starts.device)
+    closes_K = (span_K + 1 >= behind_S.index_select(0, segment_K))[:, None, None]
+    ends = torch.cat([starts[1:], starts[:1]])
+    inside = turned(dends, ends, M, ops.pairing) - turned(dleaving, leaving, M, ops.pairing).index_select(0, segment_K)
+    return inside.double().masked_fill_(closes_K, 0) + grads.theta_SHM.index_select(0, segment_K)
+
+
+def _through_rotation(
+    ops: Operands, slab: Slab, grads: _Gradients, dk: Tensor, dq: Tensor, ddot: Tensor, behind_KHM: Tensor
+) -> Tensor:
     """Write the gradients of B, C, their biases and the angles; returns that of step sizes through them (B, H, l)."""
     turns, (H, _, _, G, _, M) = slab.turns, ops.sizes
     dtheta, totals = ddot.new_empty((*dk.shape[:3], M)), ddot.new_zeros((turns.chunks, H, M))
@@ -243,13 +265,15 @@ def _through_rotation(ops: Operands, slab: Slab, grads: _Gradients, dk: Tensor, 
     for number, (heads, rows) in enumerate(((slab.scan.k, grads.B), (slab.scan.q, grads.C))):
         slab.cut(rows[:, :, 0]).copy_(heads.unflatten(2, (G, -1)).sum(3, dtype=torch.float32))
         grads.bias[number] += heads.sum((0, 1), dtype=torch.float32)
-    later_KHM, whole_SHM = sums_behind(turns, totals)
-    later = (later_KHM + grads.theta_SHM.index_select(0, chunk_ranges(turns, ddot.device)[2])).float()
-    grads.theta_SHM = grads.theta_SHM + whole_SHM
+    later_KHM, span_K = sums_to_span_end(turns, slab.scan.segments, slab.scan.span, totals)
+    later_KHM += behind_KHM.index_select(0, span_K)
+    first_S, end_S, _ = chunk_ranges(turns, TURN_TOKENS, ddot.device)
+    entering_SHM = (later_KHM + totals).index_select(0, first_S.clamp(max=turns.chunks - 1))
+    grads.theta_SHM = torch.where((first_S == end_S)[:, None, None], grads.theta_SHM, entering_SHM)
     dangles, ddelta = slab.cut(grads.angles), torch.empty_like(ddot)
     rotation.angle_kernel[(turns.chunks,)](
-        dtheta, later, slab.delta, slab.half_tanh, dangles, ddelta, *geometry(turns), H, *dangles.stride()[:2],
-        **pairs(ops), **order(turns, ops), num_warps=2,
+        dtheta, later_KHM.float(), slab.delta, slab.half_tanh, dangles, ddelta, *geometry(turns), H,
+        *dangles.stride()[:2], **pairs(ops), **order(turns, ops), num_warps=2,
     )  # fmt: skip
     return ddelta
 

@@ -244,7 +244,7 @@ def _walks(call: Call, dy, starts, adjoints, steps, grads: _Gradients, scratch, 
         dy, call.x, call.B, call.C, call.skip, call.z, *steps, adjoints, grads.x, grads.decays, grads.steps, grads.D,
         scratch[1], *call.geometry(base), call.H // call.G, *strides_of(dy), *strides_of(call.x), *strides_of(call.B),
         *strides_of(call.C), *strides_of(call.z), *strides_of(grads.x), **call.sizes(), **call.constants(),
-        PER_HEAD=call.skip_per_head, num_warps=call.warps, num_stages=call.stages(2, 2),
+        PER_HEAD=call.skip_per_head, num_warps=call.warps, num_stages=call.stages(call.warps, 2, 2),
     )  # fmt: skip
 
 
@@ -259,6 +259,7 @@ def _head_blocks(call: Call) -> tuple[int, int]:
 def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients) -> None:
     """Fill ``grads``, slab by slab."""
     blocks, width = _head_blocks(call)
+    warps = 4 if call.N <= 64 else 8
     dB, dC = (grads.B[None], grads.C[None]) if blocks == 1 else call.new(2, blocks, *call.B.shape).unbind(0)
     per_span = call.chunks_per_span * call.H * call.P * call.N
     slab = max(1, min(call.spans, SCRATCH_BYTES // (per_span * call.scratch_dtype.itemsize)))
@@ -270,8 +271,8 @@ def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients)
             dy, call.x, call.C, call.B, call.z, *steps, scratch[0], scratch[1], dB, dC, grads.decays,
             *call.geometry(base), call.H // call.G, blocks, width, *strides_of(dy), *strides_of(call.x),
             *strides_of(call.C), *strides_of(call.B), *strides_of(call.z), *dB.stride()[:4], *dC.stride()[:4],
-            **call.sizes(), **call.constants(), num_warps=4 if call.N <= 64 else 8,
-            num_stages=call.stages(2, 0, 2),
+            **call.sizes(), **call.constants(), num_warps=warps,
+            num_stages=call.stages(warps, 2, 0, 2),
         )  # fmt: skip
     if blocks > 1:
         grads.B.copy_(dB.sum(0))

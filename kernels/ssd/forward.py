@@ -226,7 +226,7 @@ def sweep(call: Call, x, z, B, steps, starts, out, totals, *, adjoint: bool, bas
     sweep_kernel[(spans * call.H,)](
         x, z, B, *steps, starts, out, totals, *call.geometry(base), call.H // call.G,
         *strides_of(x), *strides_of(z), *strides_of(B), **call.sizes(), **call.constants(),
-        ADJOINT=adjoint, KEEP=starts is not None, num_warps=call.warps, num_stages=call.stages(1, 1),
+        ADJOINT=adjoint, KEEP=starts is not None, num_warps=call.warps, num_stages=call.stages(call.warps, 1, 1),
     )  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def outputs(call: Call, steps, starts, y, dy=None, dz=None, states=None, *, base
         call.H // call.G, *strides_of(call.x), *strides_of(call.B), *strides_of(call.C), *strides_of(call.z),
         *strides_of(y), *strides_of(dy), *strides_of(dz), **call.sizes(), **call.constants(),
         PER_HEAD=call.skip_per_head,
-        num_warps=call.warps, num_stages=call.stages(1, 2),
+        num_warps=call.warps, num_stages=call.stages(call.warps, 1, 2),
     )  # fmt: skip
 
 

@@ -181,9 +181,14 @@ class Call:
         numbers = values * chunk * self.P + (weights * chunk + states * self.P) * self.N
         return numbers * self.scratch_dtype.itemsize
 
-    def stages(self, values: int, weights: int, states: int = 0) -> int:
-        """Chunks in flight of a loop that reads so many tiles of each kind per turn."""
-        room = min(IN_FLIGHT, launch_row(self.x).shared_memory - ON_HAND)
+    def stages(self, warps: int, values: int, weights: int, states: int = 0) -> int:
+        """Chunks in flight of a loop that reads so many tiles of each kind per turn.
+
+        Registers let a multiprocessor hold two programs of 4 warps, or one of 8, which then has all of its memory.
+        """
+        room = launch_row(self.x).shared_memory - ON_HAND
+        if warps <= 4:
+            room = min(IN_FLIGHT, room)
         return max(1, min(3, room // self._tiles(values, weights, states, self.chunk)))
 
     @property

@@ -12,6 +12,7 @@ from seqkit.kernels.norm.function import gated_rms_norm, rms_norm
 from seqkit.kernels.selective.function import selective_scan
 from seqkit.kernels.selective.inner import selective_inner
 from seqkit.kernels.ssd.function import ssd_scan
+from seqkit.kernels.ssd.inner import ssd_inner
 from seqkit.kernels.steps import conv_step, selective_step, ssd_step
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "selective_inner",
     "selective_scan",
     "selective_step",
+    "ssd_inner",
     "ssd_scan",
     "ssd_step",
 ]

@@ -75,7 +75,7 @@ def ssd_scan(
         Duality, 2024, section 6.
     """
     _check(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D, z, dt_bias, initial_state, cu_seqlens)
-    check_settings(dt_min, dt_max, chunk_size)
+    _check_settings(dt_min, dt_max, chunk_size)
     y, final, _ = torch.ops.seqkit.ssd_scan_fwd(
         x_BLHP,
         dt_BLH,
@@ -97,9 +97,14 @@ def ssd_scan(
     return (y, final) if return_final_state else y
 
 
-def check_settings(dt_min: float, dt_max: float, chunk_size: int | None) -> None:
+def _check_settings(dt_min: float, dt_max: float, chunk_size: int | None) -> None:
     if not 0 <= dt_min <= dt_max:
         raise ConfigError("dt_min, dt_max", expected="0 <= dt_min <= dt_max", got=f"{dt_min}, {dt_max}")
+    check_chunk_size(chunk_size)
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raise unless a scan can take that many tokens at a time."""
     if chunk_size is not None and not 1 <= chunk_size <= LARGEST_CHUNK:
         raise ConfigError("chunk_size", expected=f"1 to {LARGEST_CHUNK} tokens", got=str(chunk_size))
 

@@ -14,7 +14,7 @@ from seqkit.kernels import dispatch
 from seqkit.kernels.inner_slabs import count_slabs
 from seqkit.kernels.registration import autocast_off, or_empty, or_none, refuse_double_backward
 from seqkit.kernels.ssd import inner_slabs
-from seqkit.kernels.ssd.function import check_settings
+from seqkit.kernels.ssd.function import check_chunk_size
 from seqkit.kernels.validate import check_boundaries, check_groups, check_packing, check_rank, check_tensor
 
 
@@ -85,7 +85,7 @@ def ssd_inner(
     """
     if slab is not None and slab < 1:
         raise ConfigError("slab", expected="at least 1, or None", got=str(slab))
-    check_settings(0.0, 0.0, chunk_size)
+    check_chunk_size(chunk_size)
     operands = (
         x, in_weight, in_bias, conv_weight, conv_bias, dt_bias, A, D, norm_weight, out_weight, out_bias, conv_state,
         ssm_state,

@@ -47,7 +47,7 @@ class Call(SlabCall):
         return projected.split([self.E, self.E + 2 * self.GN, self.H], dim=-1)
 
     def heads(self, xbc: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x by heads (B, T, H, P), B and C by groups (B, T, G, N)."""
+        """Views of the convolved x by heads (B, T, H, P), of B and C by groups (B, T, G, N)."""
         x, B, C = xbc.split([self.E, self.GN, self.GN], dim=-1)
         return x.unflatten(-1, (self.H, -1)), B.unflatten(-1, (self.groups, -1)), C.unflatten(-1, (self.groups, -1))
 

@@ -53,7 +53,7 @@ class BackboneConfig:
         norm_eps: Added to the mean square in every norm.
         residual_in_fp32: Whether the residual stream stays float32 when weights are half precision.
         checkpoint: Whether blocks recompute their activations in the backward pass, for less memory.
-        slab: Positions that a mamba1 or mamba3 block takes at a time, forward and backward, when a sequence is longer;
+        slab: Positions that a Mamba block takes at a time, forward and backward, when a sequence is longer;
             nothing wider than d_model then exists for the whole length. None takes every sequence at once.
     """
 

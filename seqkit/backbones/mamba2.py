@@ -17,7 +17,7 @@ from seqkit.backbones.norm import GatedRMSNorm
 from seqkit.backbones.parameters import Linear, time_step_bias
 from seqkit.backbones.state import Mamba2State
 from seqkit.errors import ConfigError
-from seqkit.kernels import ssd_scan, ssd_step
+from seqkit.kernels import ssd_inner, ssd_scan, ssd_step
 
 
 class Mamba2Core(ScanCore):
@@ -37,6 +37,7 @@ class Mamba2Core(ScanCore):
         conv_bias: Whether the convolution has a bias.
         norm_eps: Added to the mean square inside the gated norm.
         chunk_size: Tokens the scan takes at a time; None leaves it to the kernel. Results agree up to rounding.
+        slab: Positions that a pass over a longer sequence takes at a time, for less memory; None takes all.
 
     Raises:
         ConfigError: ``headdim`` or ``ngroups`` does not divide what it should.
@@ -60,10 +61,11 @@ class Mamba2Core(ScanCore):
         conv_bias: bool = True,
         norm_eps: float = 1e-5,
         chunk_size: int | None = None,
+        slab: int | None = None,
     ):
         super().__init__()
         self.d_model, self.d_state, self.d_inner = d_model, d_state, expand * d_model
-        self.headdim, self.ngroups, self.chunk_size = headdim, ngroups, chunk_size
+        self.headdim, self.ngroups, self.chunk_size, self.slab = headdim, ngroups, chunk_size, slab
         self.nheads = _divide("headdim", self.d_inner, headdim, "the inner width")
         _divide("ngroups", self.nheads, ngroups, "the number of heads")
         self._rate_range, self._dt_range = A_init_range, (dt_min, dt_max, dt_init_floor)
@@ -116,6 +118,56 @@ class Mamba2Core(ScanCore):
         )
         return self.norm(y_BLHP.flatten(-2), z_BLE), Mamba2State(conv, ssm)
 
+    def scan_slabs(
+        self,
+        x_BLD: Tensor,
+        in_proj: Linear,
+        out_proj: Linear,
+        state: Mamba2State | None,
+        *,
+        cu_seqlens: Tensor | None,
+        reverse: bool,
+        add_bias: bool = True,
+    ) -> tuple[Tensor, Mamba2State]:
+        """Run projections and core slab by slab: nothing wider than D exists for the whole length.
+
+        Args:
+            x_BLD: Input (B, L, D).
+            in_proj: Projection to 2E + 2GN + H channels.
+            out_proj: Projection back to D.
+            state: State behind the token before the first; None for zeros.
+            cu_seqlens: (S + 1,) int32 bounds of packed segments (B = 1).
+            reverse: Scan every segment from its end.
+            add_bias: Whether to add the bias of ``out_proj``.
+
+        Returns:
+            y (B, L, D) and the next state.
+        """
+        conv, ssm = (None, None) if state is None else (state.conv, state.ssm)
+        y_BLD, conv, ssm = ssd_inner(
+            x_BLD,
+            in_weight=in_proj.weight,
+            in_bias=in_proj.bias,
+            conv_weight=self.conv1d.weight[:, 0],
+            conv_bias=self.conv1d.bias,
+            dt_bias=self.dt_bias,
+            A=-self.A_log.exp(),
+            D=self.D,
+            norm_weight=self.norm.weight,
+            out_weight=out_proj.weight,
+            out_bias=out_proj.bias if add_bias else None,
+            conv_state=conv,
+            ssm_state=ssm,
+            groups=self.ngroups,
+            eps=self.norm.eps,
+            reverse=reverse,
+            cu_seqlens=cu_seqlens,
+            slab=self.slab,
+            chunk_size=self.chunk_size,
+            dtype=in_proj.compute_dtype(),
+        )
+        return y_BLD, Mamba2State(conv, ssm)
+
     def scan_step(self, zxbcdt: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
         """Advance the core by one token per sequence."""
         z_BE, xbc, dt_BH = zxbcdt.split(self._split, dim=-1)
@@ -150,7 +202,7 @@ class Mamba2(ProjectedMixer, Mamba2Core):
         bias: Whether the input and output projections have biases.
         options: Keyword arguments of :class:`Mamba2Core`: ``d_state``, ``d_conv``, ``expand``, ``headdim``,
             ``ngroups``, ``A_init_range``, ``dt_min``, ``dt_max``, ``dt_init_floor``, ``conv_bias``, ``norm_eps``,
-            ``chunk_size``.
+            ``chunk_size``, ``slab``.
     """
 
     Core = Mamba2Core

@@ -39,16 +39,16 @@ def build_mixer(name: str, config: BackboneConfig) -> nn.Module:
             rope_base=config.rope_base,
         )
     options = {key: getattr(config, key) for key in ("expand", "dt_min", "dt_max")}
-    options["dt_init_floor"] = min(1e-4, config.dt_min)
+    options |= {"dt_init_floor": min(1e-4, config.dt_min), "slab": config.slab}
     if name == "mamba1":
         kind = Mamba1
-        options |= {"d_state": config.d_state or 16, "dt_rank": config.dt_rank or "auto", "slab": config.slab}
+        options |= {"d_state": config.d_state or 16, "dt_rank": config.dt_rank or "auto"}
     else:
         kind = Mamba2 if name == "mamba2" else Mamba3
         options |= {"d_state": config.d_state or 64, "headdim": config.headdim, "ngroups": config.ngroups}
         options["norm_eps"] = config.norm_eps
     if name == "mamba3":
-        options |= {key: getattr(config, key) for key in ("mimo_rank", "rope_fraction", "outproj_norm", "slab")}
+        options |= {key: getattr(config, key) for key in ("mimo_rank", "rope_fraction", "outproj_norm")}
         options |= {"pairing": config.rotary_pairing, "decay": config.decay_form}
     else:
         options["d_conv"] = config.d_conv

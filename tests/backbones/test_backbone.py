@@ -89,14 +89,15 @@ def test_recomputing_activations_changes_nothing(layout):
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.parametrize("layout", ["mamba1*2", "mamba2*2"])
 @pytest.mark.parametrize("settings", [{}, {"bidirectional": True}, {"rc_equivariant": True}])
 @pytest.mark.parametrize("packed", [False, True])
-def test_slabs_change_nothing(settings, packed):
+def test_slabs_change_nothing(layout, settings, packed):
     ids, results = tokens(23, batch=1), []
     bounds = torch.tensor([0, 3, 3, 23], dtype=torch.int32) if packed else None
-    plain = make("mamba1*2", slab=None, **settings)
+    plain = make(layout, slab=None, **settings)
     for slab in (None, 7):
-        model = make("mamba1*2", slab=slab, **settings).double()
+        model = make(layout, slab=slab, **settings).double()
         model.load_state_dict(plain.state_dict())
         hidden, state = model(ids, cu_seqlens=bounds)
         hidden.square().sum().backward()
@@ -104,21 +105,22 @@ def test_slabs_change_nothing(settings, packed):
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-11)
 
 
-def test_slabs_keep_nothing_of_the_inner_width():
-    """What autograd keeps for the whole length is as wide as the model: 16, not the 32 inner channels."""
+@pytest.mark.parametrize(("layout", "widest"), [("mamba1", 32), ("mamba2", 44)])
+def test_slabs_keep_nothing_of_the_inner_width(layout, widest):
+    """What autograd keeps for the whole length is as wide as the model: 16, not the 32 inner channels and more."""
     widths = {}
     for slab in (None, 10):
-        model, longest = make("mamba1", slab=slab), []
+        model, longest = make(layout, slab=slab), []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, seen=longest: seen.append(x) or x, lambda x: x):
             model(tokens(60, batch=1))
         widths[slab] = max(x.shape[-1] for x in longest if x.ndim == 3 and x.shape[1] == 60)
-    assert widths == {None: 32, 10: 16}
+    assert widths == {None: widest, 10: 16}
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
-def test_a_deep_model_trains_in_slabs(checkpoint):
+@pytest.mark.parametrize(("layout", "checkpoint"), [("mamba1*8", False), ("mamba1*8", True), ("mamba2*8", True)])
+def test_a_deep_model_trains_in_slabs(layout, checkpoint):
     torch.manual_seed(0)
-    model = make("mamba1*8", slab=16, checkpoint=checkpoint, dropout=0.1)
+    model = make(layout, slab=16, checkpoint=checkpoint, dropout=0.1)
     ids = tokens(50)
     wanted = torch.nn.functional.one_hot(ids.roll(2, 1) - 7, 16).float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)

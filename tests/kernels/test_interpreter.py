@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 
-from seqkit.backbones import Mamba1
+from seqkit.backbones import Mamba1, Mamba2
 from seqkit.kernels.testing import TOLERANCES, Maker, assert_close, check, make_problem
 
 INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
@@ -42,7 +42,7 @@ def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "21 passed" in done.stdout
+    assert "22 passed" in done.stdout
 
 
 @inside
@@ -91,16 +91,23 @@ def test_ssd_heads_in_groups_and_parts(skip):
 
 
 @inside
-@pytest.mark.parametrize("reverse", [False, True])
-def test_the_inner_path_in_slabs(reverse):
+@pytest.mark.parametrize(
+    ("kind", "options", "length", "reverse"),
+    [
+        (Mamba1, {"d_state": 3}, 18, False),
+        (Mamba1, {"d_state": 3}, 18, True),
+        (Mamba2, {"d_state": 2, "headdim": 4}, 9, True),
+    ],
+)
+def test_the_inner_path_in_slabs(kind, options, length, reverse):
     """Gradients written side by side, y written again by the backward pass, states and adjoints between slabs."""
     results = []
     for provider in ("triton", "reference"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SEQKIT_KERNELS", provider)
             torch.manual_seed(0)
-            block = Mamba1(4, d_state=3, slab=7)
-            x = torch.randn(2, 18, 4, requires_grad=True)
+            block = kind(4, slab=7, **options)
+            x = torch.randn(2, length, 4, requires_grad=True)
             y, state = block(x, reverse=reverse)
             loss = y.square().sum() + state.conv.sum() + state.ssm.square().sum()
             results.append([y, *torch.autograd.grad(loss, [x, *block.parameters()])])

@@ -42,7 +42,7 @@ def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "22 passed" in done.stdout
+    assert "23 passed" in done.stdout
 
 
 @inside
@@ -75,6 +75,26 @@ def test_mamba3_in_groups_without_options():
     problem = make_problem("mamba3_scan", batch=1, length=14, groups=2)
     entering = [name for name in problem.tensors if name.startswith("initial_state")]
     check(problem.without("B_bias", "C_bias", "dt_bias", "D", "z", *entering), TOLERANCES[torch.float32])
+
+
+@inside
+def test_ssd_gradients_into_slices_of_one_tensor():
+    from seqkit.kernels.ssd import triton_provider
+
+    t = make_problem("ssd_scan", batch=1, length=9).tensors
+    operands = [t[k] for k in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")]
+    arguments = (*operands, None, True, 0.0, float("inf"), True, None)
+    y, _, starts = triton_provider.forward(*arguments)
+    want = triton_provider.backward(torch.ones_like(y), None, starts, *arguments)
+    shapes = {"y": (3, 5), "dx": (3, 5), "dz": (3, 5), "dB": (1, 7), "dC": (1, 7), "ddt": (3, 1)}
+    parts = torch.full((1, 9, 62), torch.nan).split([15, 15, 15, 7, 7, 3], dim=2)
+    into = {name: part.unflatten(2, shapes[name]) for name, part in zip(shapes, parts, strict=True)}
+    into["ddt"] = into["ddt"][..., 0]
+    got = triton_provider.backward(torch.ones_like(y), None, starts, *arguments, into=into)
+    for ours, alone in zip(got, want, strict=True):
+        assert torch.equal(ours, alone)
+    assert torch.equal(into["y"], y)
+    assert torch.equal(into["dC"], want[4])
 
 
 @inside

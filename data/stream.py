@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import sys
 import threading
@@ -47,6 +49,16 @@ class Source(Protocol):
 
     def columns(self) -> list[str]:
         """Names that a feature may be read from."""
+
+
+@contextlib.contextmanager
+def left_alone() -> Iterator[None]:
+    """Keep the garbage collector from walking over what is there already, again and again, while records are made."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def open_source(

@@ -24,7 +24,7 @@ from seqkit.data.feature_sources import ColumnSource, open_sources
 from seqkit.data.haplotypes import Phased, sample_number, with_neighbours
 from seqkit.data.reference_check import check_reference, contig_report, mismatch_error, wrong_share
 from seqkit.data.selection import Shard, read_regions
-from seqkit.data.stream import Chunk, Source, open_source
+from seqkit.data.stream import Chunk, Source, left_alone, open_source
 from seqkit.data.variant_effect import VariantDataConfig
 from seqkit.data.variants import VariantTable
 from seqkit.errors import ConfigError
@@ -178,7 +178,7 @@ def joined(tables: Sequence[VariantTable]) -> VariantTable:
 
 def score_chunks(chunks: Iterator[Chunk], scorer: VariantScorer, output: VariantOutput, done: int) -> None:
     """Score and write chunk after chunk."""
-    with progress_bar("scoring", None) as advance:
+    with progress_bar("scoring", None) as advance, left_alone():
         for chunk in chunks:
             output.write(chunk, scorer.score(chunk.table))
             done += chunk.size
@@ -213,7 +213,7 @@ def score_haplotypes(
 ) -> None:
     """Score and write chunk after chunk, with the haplotypes of a sample."""
     require_one_output(scorer)
-    with progress_bar("scoring", None) as advance:
+    with progress_bar("scoring", None) as advance, left_alone():
         for phased in chunks:
             if phased.chunk.first < done:
                 continue

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ _SYNC_S = 1.0
 _COPY_BYTES = 1 << 20
 
 
-class Partial:
+class Partial(ABC):
     """Folder ``OUT.partial`` with the state of an unfinished output.
 
     Args:
@@ -88,14 +89,17 @@ class Partial:
         """Remove everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    @abstractmethod
     def _intact(self, position: int) -> bool:
-        raise NotImplementedError
+        """Whether what was written up to ``position`` is still there."""
 
+    @abstractmethod
     def _restore(self) -> None:
-        raise NotImplementedError
+        """Go on behind what the stored progress covers."""
 
+    @abstractmethod
     def _sync(self) -> None:
-        raise NotImplementedError
+        """Bring everything written to the disk."""
 
 
 class PartialBytes(Partial):

@@ -163,7 +163,7 @@ def _timed_rows(args: argparse.Namespace, carried: dict) -> list[dict]:
             if args.memory and args.device == "cpu" and "both_ms" in row:
                 row["peak_gib"] = process_peak_gib(case, row["provider"], args.threads, args.seed)
             said = f"not timed, {row['failed']}" if "failed" in row else f"{row['forward_ms']:.4g}, {row['both_ms']:.4g} ms"
-            print(f"{case.op} {row['provider']} {case.sizes}: {said}", file=sys.stderr, flush=True)
+            print(f"{case.op} {row['provider']}: {said} at {case.sizes}", file=sys.stderr, flush=True)
         found = [row | carried for row in found]
         report.write_lines(found, args.out)  # at once: what comes later may take the process down
         rows += found

@@ -162,7 +162,10 @@ def _timed_rows(args: argparse.Namespace, carried: dict) -> list[dict]:
         for row in found:
             if args.memory and args.device == "cpu" and "both_ms" in row:
                 row["peak_gib"] = process_peak_gib(case, row["provider"], args.threads, args.seed)
-            said = f"not timed, {row['failed']}" if "failed" in row else f"{row['forward_ms']:.4g}, {row['both_ms']:.4g} ms"
+            if "failed" in row:
+                said = f"not timed, {row['failed']}"
+            else:
+                said = f"{row['forward_ms']:.4g}, {row['both_ms']:.4g} ms"
             print(f"{case.op} {row['provider']}: {said} at {case.sizes}", file=sys.stderr, flush=True)
         found = [row | carried for row in found]
         report.write_lines(found, args.out)  # at once: what comes later may take the process down

@@ -17,6 +17,7 @@ from seqkit.kernels.mamba3.gradients import Gradients
 from seqkit.kernels.mamba3.slabs import Operands, Slab, as_ranks, make_operands, slabs, tokens_per_chunk
 from seqkit.kernels.mamba3.steps import Steps
 from seqkit.kernels.numbers import silu_and_derivative
+from seqkit.kernels.ssd.slabs import chain_backward
 
 
 def kept_shapes(
@@ -172,7 +173,9 @@ def backward(
         dy_CHXP = _through_gate(ops, slab, grads, dy, start_CHPN)
         from_start_CHXP = dy_CHXP * slab.spread(slab.from_start_CHQ)
         dstart_CHPN = from_start_CHXP.transpose(2, 3) @ slab.q_CHXN
-        dends_CHPN = _chain_backward(table, slab, dstart_CHPN, grads.ssm_leaving_SHPN, carry_HPN)
+        dends_CHPN = chain_backward(
+            table.closes_K[slab.part], slab.from_start_CHQ, dstart_CHPN, grads.ssm_leaving_SHPN, carry_HPN
+        )
         carry_HPN = dstart_CHPN[0]
         grads.ssm_SHPN.index_copy_(0, table.opens_K[slab.part], dstart_CHPN)
         dk_CHXN, dq_CHXN = _slab_gradients(ops, slab, grads, dy_CHXP, start_CHPN, dends_CHPN, table)
@@ -201,22 +204,6 @@ def _through_gate(ops: Operands, slab: Slab, grads: Gradients, dy: Tensor, start
         dgate_CHQRP = dgate_CHQRP * ops.mimo_z_HRP.unsqueeze(1)
     put_rows(grads.z, slab.targets, dgate_CHQRP.sum(3).transpose(1, 2).flatten(0, 1))
     return (dy_CHQRP * gate).flatten(2, 3)
-
-
-def _chain_backward(
-    table: ChunkTable, slab: Slab, dstart_CHPN: Tensor, dfinal_SHPN: Tensor, carry_HPN: Tensor
-) -> Tensor:
-    """Hand adjoints from chunk to chunk, last first: completes ``dstart_CHPN``, returns those of the chunk ends."""
-    closes_C = table.closes_K[slab.part]
-    dends_CHPN = dfinal_SHPN.index_select(0, closes_C)
-    closing_C = (closes_C < dfinal_SHPN.shape[0] - 1)[:, None, None, None].unbind(0)
-    whole_C = slab.from_start_CHQ[:, :, -1, None, None].unbind(0)
-    links = zip(dstart_CHPN.unbind(0), dends_CHPN.unbind(0), whole_C, closing_C, strict=True)
-    for dstart, dend, whole, closing in reversed(list(links)):
-        torch.where(closing, dend, carry_HPN, out=dend)
-        dstart.addcmul_(whole, dend)
-        carry_HPN = dstart
-    return dends_CHPN
 
 
 def _slab_gradients(

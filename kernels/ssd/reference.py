@@ -12,7 +12,7 @@ import torch
 
 from seqkit.kernels.chunks import ChunkTable, as_batch, chunk_table, count_chunks, new_rows, put_rows
 from seqkit.kernels.numbers import silu_and_derivative
-from seqkit.kernels.ssd.slabs import CHUNK_SIZE, Operands, Slab, make_operands, slabs
+from seqkit.kernels.ssd.slabs import CHUNK_SIZE, Operands, Slab, chain_backward, make_operands, slabs
 
 
 def boundary_shape(
@@ -157,7 +157,8 @@ def backward(
         for slab in slabs(ops, table, backwards=True):
             dy_CHQP = _through_gate(ops, slab, grads, dy, starts[slab.part])
             dstart_CHPN = _into_states(dy_CHQP * slab.from_start_CHQ.unsqueeze(3), slab.C_CGQN)
-            dends_CHPN = _chain_backward(table, slab, dstart_CHPN, dfinal_SHPN, carry_HPN)
+            closes_C = table.closes_K[slab.part]
+            dends_CHPN = chain_backward(closes_C, slab.from_start_CHQ, dstart_CHPN, dfinal_SHPN, carry_HPN)
             carry_HPN = dstart_CHPN[0]
             dentry_SHPN.index_copy_(0, table.opens_K[slab.part], dstart_CHPN)
             _slab_gradients(ops, slab, grads, dy_CHQP, starts[slab.part], dends_CHPN)
@@ -190,26 +191,6 @@ def _through_gate(
         y_CHQP.addcmul_(slab.x_CHQP, ops.D.unsqueeze(1))
     put_rows(grads.z, slab.targets, y_CHQP.mul_(dy_CHQP).mul_(slope).transpose(1, 2).flatten(0, 1))
     return dy_CHQP * gate
-
-
-def _chain_backward(
-    table: ChunkTable,
-    slab: Slab,
-    dstart_CHPN: torch.Tensor,
-    dfinal_SHPN: torch.Tensor,
-    carry_HPN: torch.Tensor,
-) -> torch.Tensor:
-    """Hand adjoints from chunk to chunk, last first: completes ``dstart_CHPN``, returns those of the chunk ends."""
-    closes_C = table.closes_K[slab.part]
-    dends_CHPN = dfinal_SHPN.index_select(0, closes_C)
-    closing_C = (closes_C < dfinal_SHPN.shape[0] - 1)[:, None, None, None].unbind(0)
-    whole_C = slab.from_start_CHQ[:, :, -1, None, None].unbind(0)
-    links = zip(dstart_CHPN.unbind(0), dends_CHPN.unbind(0), whole_C, closing_C, strict=True)
-    for dstart, dend, whole, closing in reversed(list(links)):
-        torch.where(closing, dend, carry_HPN, out=dend)
-        dstart.addcmul_(whole, dend)
-        carry_HPN = dstart
-    return dends_CHPN
 
 
 def _slab_gradients(

@@ -169,3 +169,22 @@ def slabs(ops: Operands, table: ChunkTable, backwards: bool = False) -> Iterator
     begins = range(0, chunks, width)
     for begin in reversed(begins) if backwards else begins:
         yield load_slab(ops, table, slice(begin, min(begin + width, chunks)))
+
+
+def chain_backward(
+    closes_C: torch.Tensor,
+    from_start_CHQ: torch.Tensor,
+    dstart_CHPN: torch.Tensor,
+    dfinal_SHPN: torch.Tensor,
+    carry_HPN: torch.Tensor,
+) -> torch.Tensor:
+    """Hand adjoints from chunk to chunk, last first: completes ``dstart_CHPN``, returns those of the chunk ends."""
+    dends_CHPN = dfinal_SHPN.index_select(0, closes_C)
+    closing_C = (closes_C < dfinal_SHPN.shape[0] - 1)[:, None, None, None].unbind(0)
+    whole_C = from_start_CHQ[:, :, -1, None, None].unbind(0)
+    links = zip(dstart_CHPN.unbind(0), dends_CHPN.unbind(0), whole_C, closing_C, strict=True)
+    for dstart, dend, whole, closing in reversed(list(links)):
+        torch.where(closing, dend, carry_HPN, out=dend)
+        dstart.addcmul_(whole, dend)
+        carry_HPN = dstart
+    return dends_CHPN

@@ -8,6 +8,7 @@ from seqkit.backbones.equivariant import reverse_complement_hidden
 from seqkit.backbones.heads import LanguageHead, PooledHead, PositionHead
 from seqkit.backbones.layout import parse_layout
 from seqkit.backbones.load import adapt_upstream_keys, load_backbone, load_weights, save_backbone
+from seqkit.backbones.loss import chunked_cross_entropy
 from seqkit.backbones.mamba1 import Mamba1
 from seqkit.backbones.mamba2 import Mamba2
 from seqkit.backbones.mamba3 import Mamba3
@@ -45,6 +46,7 @@ __all__ = [
     "StackState",
     "StrandState",
     "adapt_upstream_keys",
+    "chunked_cross_entropy",
     "load_backbone",
     "load_weights",
     "parameter_groups",

@@ -71,8 +71,17 @@ ABSENT = {
         ("pysam", "triton"),
         # Triton programs
         (
-            "forward", "backward", "tiles", "triton_provider", "triton_chunks", "triton_math", "triton_exponentials",
-            "gates", "rotation", "slices", "spans",
+            "forward",
+            "backward",
+            "tiles",
+            "triton_provider",
+            "triton_chunks",
+            "triton_math",
+            "triton_exponentials",
+            "gates",
+            "rotation",
+            "slices",
+            "spans",
         ),
     ),
 }

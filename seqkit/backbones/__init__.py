@@ -14,6 +14,7 @@ from seqkit.backbones.mamba2 import Mamba2
 from seqkit.backbones.mamba3 import Mamba3
 from seqkit.backbones.norm import RMSNorm
 from seqkit.backbones.parameters import parameter_groups
+from seqkit.backbones.s4d import S4D
 from seqkit.backbones.stack import Stack
 from seqkit.backbones.state import (
     AttentionState,
@@ -21,11 +22,13 @@ from seqkit.backbones.state import (
     Mamba1State,
     Mamba2State,
     Mamba3State,
+    S4DState,
     StackState,
     StrandState,
 )
 
 __all__ = [
+    "S4D",
     "Attention",
     "AttentionState",
     "Backbone",
@@ -42,6 +45,7 @@ __all__ = [
     "PooledHead",
     "PositionHead",
     "RMSNorm",
+    "S4DState",
     "Stack",
     "StackState",
     "StrandState",

@@ -9,8 +9,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from seqkit.backbones.mamba1 import Mamba1
-from seqkit.backbones.mamba2 import Mamba2
+from seqkit.backbones.mixer import ProjectedMixer
 from seqkit.backbones.parameters import Linear
 from seqkit.backbones.state import BidirectionalState
 from seqkit.errors import ConfigError
@@ -22,7 +21,7 @@ class Bidirectional(nn.Module):
     The projections are most of a block's parameters and work; sharing them makes the second direction cheap.
 
     Args:
-        kind: ``Mamba1`` or ``Mamba2``.
+        kind: ``Mamba1``, ``Mamba2``, ``Mamba3`` or ``S4D``.
         d_model: Width D.
         bias: Whether the projections have biases.
         options: Keyword arguments of the kind's core.
@@ -30,7 +29,7 @@ class Bidirectional(nn.Module):
     Reference: Schiff et al. 2024, Caduceus, section 3.1 (BiMamba).
     """
 
-    def __init__(self, kind: type[Mamba1] | type[Mamba2], d_model: int, *, bias: bool = False, **options):
+    def __init__(self, kind: type[ProjectedMixer], d_model: int, *, bias: bool = False, **options):
         super().__init__()
         self.left = kind.Core(d_model, **options)
         self.right = kind.Core(d_model, **options)

@@ -23,7 +23,7 @@ class BackboneConfig:
 
     Attributes:
         d_model: Width of the hidden states, per strand when ``rc_equivariant``.
-        layout: Blocks from first to last: mamba1, mamba2, mamba3, attention, with counts and groups, for example
+        layout: Blocks from first to last: mamba1, mamba2, mamba3, s4d, attention, with counts and groups, for example
             "mamba2*4" or "(mamba2*7 attention)*2".
         vocab_size: Rows of the token embedding; 24 holds the 23 DNA ids; 0 for numeric input only.
         n_channels: Float input channels per position, added to the embedding; 0 for none.
@@ -33,8 +33,9 @@ class BackboneConfig:
         channel_complement: Where each float channel goes when the strand changes, as a permutation that undoes
             itself; None leaves every channel in place.
         dropout: Probability of dropping an element of a block's output.
-        d_state: State size per channel (mamba1) or head (mamba2, mamba3); None means 16 for mamba1 and 64 for others.
-        d_conv: Taps of the convolution before a scan; mamba3 has none.
+        d_state: State size per channel (mamba1, s4d: even there) or head (mamba2, mamba3); None means 16 for mamba1 and
+            64 for others.
+        d_conv: Taps of the convolution before a scan; mamba3 and s4d have none.
         expand: Inner width of a Mamba block over d_model.
         headdim: Head size of mamba2 and mamba3; divides expand * d_model.
         ngroups: Groups of mamba2 or mamba3 heads that share B and C.
@@ -155,6 +156,9 @@ class BackboneConfig:
             self._require("headdim", inner % self.headdim == 0, f"a divisor of expand * d_model = {inner}")
             heads = inner // self.headdim
             self._require("ngroups", heads % self.ngroups == 0, f"a divisor of the {heads} heads")
+        if "s4d" in blocks:
+            fits = self.d_state is None or self.d_state % 2 == 0
+            self._require("d_state", fits, "an even number for s4d, two for each mode")
         if "attention" in blocks:
             fits = self.attention_headdim % 2 == 0 and self.d_model % self.attention_headdim == 0
             self._require("attention_headdim", fits, f"an even divisor of d_model = {self.d_model}")

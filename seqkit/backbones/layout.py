@@ -10,7 +10,7 @@ import re
 
 from seqkit.errors import ConfigError
 
-MIXERS = ("mamba1", "mamba2", "mamba3", "attention")
+MIXERS = ("mamba1", "mamba2", "mamba3", "s4d", "attention")
 
 _TOKEN = re.compile(r"\s*(?:(?P<word>[A-Za-z]\w*)|(?P<count>\d+)|(?P<sign>[()*]))")
 
@@ -49,7 +49,7 @@ def parse_layout(layout: str) -> tuple[str, ...]:
         layout: For example ``mamba2*4`` or ``(mamba2*7 attention)*2``.
 
     Returns:
-        Names from ``mamba1``, ``mamba2``, ``mamba3``, ``attention``, first block first.
+        Names from ``mamba1``, ``mamba2``, ``mamba3``, ``s4d``, ``attention``, first block first.
 
     Raises:
         ConfigError: The string breaks the grammar; names the 0-based position.

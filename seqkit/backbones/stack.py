@@ -18,6 +18,7 @@ from seqkit.backbones.mamba1 import Mamba1
 from seqkit.backbones.mamba2 import Mamba2
 from seqkit.backbones.mamba3 import Mamba3
 from seqkit.backbones.norm import ResidualNorm
+from seqkit.backbones.s4d import S4D
 from seqkit.backbones.state import StackState
 
 
@@ -25,7 +26,7 @@ def build_mixer(name: str, config: BackboneConfig) -> nn.Module:
     """Make one mixer.
 
     Args:
-        name: ``mamba1``, ``mamba2``, ``mamba3`` or ``attention``.
+        name: ``mamba1``, ``mamba2``, ``mamba3``, ``s4d`` or ``attention``.
         config: Settings; those of other mixers are not read.
 
     Returns:
@@ -43,6 +44,9 @@ def build_mixer(name: str, config: BackboneConfig) -> nn.Module:
     if name == "mamba1":
         kind = Mamba1
         options |= {"d_state": config.d_state or 16, "dt_rank": config.dt_rank or "auto"}
+    elif name == "s4d":
+        kind = S4D
+        options["d_state"] = config.d_state or 64
     else:
         kind = Mamba2 if name == "mamba2" else Mamba3
         options |= {"d_state": config.d_state or 64, "headdim": config.headdim, "ngroups": config.ngroups}
@@ -50,7 +54,7 @@ def build_mixer(name: str, config: BackboneConfig) -> nn.Module:
     if name == "mamba3":
         options |= {key: getattr(config, key) for key in ("mimo_rank", "rope_fraction", "outproj_norm")}
         options |= {"pairing": config.rotary_pairing, "decay": config.decay_form}
-    else:
+    elif name != "s4d":
         options["d_conv"] = config.d_conv
     return Bidirectional(kind, config.d_model, **options) if config.bidirectional else kind(config.d_model, **options)
 

@@ -61,6 +61,18 @@ class Mamba2State:
 
 @_register
 @dataclass(frozen=True)
+class S4DState:
+    """State of an S4D block.
+
+    Attributes:
+        modes: (S, E, M, 2) float32, real and imaginary parts of M complex modes in each of E inner channels.
+    """
+
+    modes: Tensor
+
+
+@_register
+@dataclass(frozen=True)
 class AttentionState:
     """Keys and values of everything seen; grows with the sequence.
 

@@ -197,9 +197,7 @@ class DNATokenizer:
         if array.ndim != 1:
             raise ShapeError("ids", expected="one sequence of shape (L,)", got=f"shape {array.shape}")
         if array.size and (array.min() < 0 or array.max() >= VOCAB_SIZE):
-            raise InputError(
-                "ids", expected=f"ids in [0, {VOCAB_SIZE})", got=f"{array.min()} to {array.max()}"
-            )
+            raise InputError("ids", expected=f"ids in [0, {VOCAB_SIZE})", got=f"{array.min()} to {array.max()}")
         return _DECODE[array.astype(np.uint8, copy=False)].tobytes().decode("ascii")
 
     @property

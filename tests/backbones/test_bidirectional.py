@@ -1,10 +1,14 @@
 import pytest
 import torch
 
-from seqkit.backbones import Bidirectional, Mamba1, Mamba2
+from seqkit.backbones import S4D, Bidirectional, Mamba1, Mamba2
 from seqkit.errors import ConfigError
 
-KINDS = {"mamba1": (Mamba1, {"d_state": 4}), "mamba2": (Mamba2, {"d_state": 4, "headdim": 5})}
+KINDS = {
+    "mamba1": (Mamba1, {"d_state": 4}),
+    "mamba2": (Mamba2, {"d_state": 4, "headdim": 5}),
+    "s4d": (S4D, {"d_state": 4}),
+}
 
 
 @pytest.fixture(params=KINDS)

@@ -10,6 +10,7 @@ from seqkit.errors import ConfigError
         ("mamba2", ["mamba2"]),
         ("mamba2*4", ["mamba2"] * 4),
         ("mamba3*2", ["mamba3"] * 2),
+        ("s4d*2 mamba1", ["s4d", "s4d", "mamba1"]),
         ("mamba1*3 attention mamba1*4", ["mamba1"] * 3 + ["attention"] + ["mamba1"] * 4),
         ("(mamba2*2 attention)*2", ["mamba2", "mamba2", "attention"] * 2),
         (

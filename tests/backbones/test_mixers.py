@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from seqkit.backbones import Attention, Bidirectional, Mamba1, Mamba2, Mamba3
+from seqkit.backbones import S4D, Attention, Bidirectional, Mamba1, Mamba2, Mamba3
 from seqkit.errors import ConfigError
 
 WIDTH = 12
@@ -17,6 +17,8 @@ CAUSAL = {
     "mamba3": lambda: Mamba3(WIDTH, d_state=5, headdim=6, ngroups=2),
     "mamba3-slabs": lambda: Mamba3(WIDTH, d_state=5, headdim=6, ngroups=2, bias=True, slab=4),
     "mamba3-ranks": lambda: Mamba3(WIDTH, d_state=4, headdim=6, mimo_rank=2, outproj_norm=True, chunk_size=4),
+    "s4d": lambda: S4D(WIDTH, d_state=6),
+    "s4d-slabs": lambda: S4D(WIDTH, d_state=4, bias=True, slab=4),
     "attention": lambda: Attention(WIDTH, headdim=4),
 }
 BOTH_SIDES = {
@@ -26,6 +28,8 @@ BOTH_SIDES = {
     "bidirectional-mamba2-slabs": lambda: Bidirectional(Mamba2, WIDTH, d_state=5, headdim=6, bias=True, slab=4),
     "bidirectional-mamba3-slabs": lambda: Bidirectional(Mamba3, WIDTH, d_state=4, headdim=6, bias=True, slab=4),
     "bidirectional-mamba3": lambda: Bidirectional(Mamba3, WIDTH, d_state=4, headdim=6),
+    "bidirectional-s4d": lambda: Bidirectional(S4D, WIDTH, d_state=4),
+    "bidirectional-s4d-slabs": lambda: Bidirectional(S4D, WIDTH, d_state=4, bias=True, slab=4),
     "attention-both-sides": lambda: Attention(WIDTH, headdim=4, causal=False, bias=True),
 }
 ALL = CAUSAL | BOTH_SIDES

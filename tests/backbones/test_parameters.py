@@ -6,11 +6,11 @@ import torch
 from seqkit.backbones import Backbone, BackboneConfig, Mamba1, Mamba2, Mamba3, parameter_groups
 from seqkit.backbones.parameters import Linear
 
-KEPT = ("A_log", "D", "dt_bias", "bias", "norm.weight", "mimo_x", "mimo_z", "mimo_o")
+KEPT = ("A_log", "A_imag", "mixer.C", "D", "dt_bias", "bias", "norm.weight", "mimo_x", "mimo_z", "mimo_o")
 
 
 def backbone(**settings):
-    layout = "mamba1 mamba2 mamba3 attention"
+    layout = "mamba1 mamba2 mamba3 attention s4d"
     return Backbone(BackboneConfig(d_model=16, layout=layout, headdim=8, attention_headdim=8, **settings))
 
 

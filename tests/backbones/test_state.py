@@ -3,6 +3,7 @@ import torch
 from torch.utils import _pytree
 
 from seqkit.backbones import (
+    S4D,
     Attention,
     Backbone,
     BackboneConfig,
@@ -20,6 +21,7 @@ STATES = {
     "mamba1": (lambda: Mamba1(8, d_state=3).initial_state(2), 2),
     "mamba2": (lambda: Mamba2(8, headdim=4).initial_state(2), 2),
     "mamba3": (lambda: Mamba3(8, headdim=4).initial_state(2), 4),
+    "s4d": (lambda: S4D(8).initial_state(2), 1),
     "attention": (lambda: Attention(8, headdim=4).initial_state(2), 4),
     "bidirectional": (lambda: Bidirectional(Mamba1, 8).initial_state(2), 4),
     "stack": (lambda: Backbone(BackboneConfig(d_model=8, layout="mamba1*3")).initial_state(2), 6),
@@ -65,6 +67,12 @@ def test_shapes():
     assert (state.theta.shape, state.ssm.shape) == ((7, 4, 1), (7, 4, 8, 6))
     assert (state.k.shape, state.v.shape) == ((7, 3, 4, 6), (7, 4, 8))
     assert [x.dtype for x in state.tensors] == [torch.float64, *[torch.float32] * 3]
+
+
+def test_shape_of_complex_modes():
+    state = S4D(d_model=16, d_state=6, expand=3).bfloat16().initial_state(7)
+    assert state.modes.shape == (7, 48, 3, 2)
+    assert state.modes.dtype == torch.float32
 
 
 def test_strand_state_type():

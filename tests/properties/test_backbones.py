@@ -6,8 +6,8 @@ from seqkit.backbones import Backbone, BackboneConfig, parse_layout, reverse_com
 from seqkit.tokenizers import DNATokenizer
 
 TOKENIZER = DNATokenizer()
-WORDS = st.sampled_from(["mamba1", "mamba2", "mamba3", "attention"])
-SMALL = {"d_model": 8, "headdim": 4, "d_state": 3, "attention_headdim": 4}
+WORDS = st.sampled_from(["mamba1", "mamba2", "mamba3", "s4d", "attention"])
+SMALL = {"d_model": 8, "headdim": 4, "d_state": 4, "attention_headdim": 4}
 
 
 @st.composite

@@ -53,7 +53,10 @@ class BackboneConfig:
         rope_base: Base of the rotary wavelengths of attention.
         norm_eps: Added to the mean square in every norm.
         residual_in_fp32: Whether the residual stream stays float32 when weights are half precision.
-        checkpoint: Whether blocks recompute their activations in the backward pass, for less memory.
+        checkpoint: Whether blocks recompute their activations in the backward pass, for less memory: each keeps one
+            tensor as wide as the residual stream.
+        offload: Whether those tensors wait for the backward pass in pinned host memory; needs ``checkpoint``. On a CPU
+            they are there anyway.
         slab: Positions that a Mamba block takes at a time, forward and backward, when a sequence is longer;
             nothing wider than d_model then exists for the whole length. None takes every sequence at once.
     """
@@ -85,6 +88,7 @@ class BackboneConfig:
     norm_eps: float = 1e-5
     residual_in_fp32: bool = True
     checkpoint: bool = False
+    offload: bool = False
     slab: int | None = 131_072
 
     def __post_init__(self) -> None:
@@ -101,6 +105,7 @@ class BackboneConfig:
         self._require("rope_fraction", 0 < self.rope_fraction <= 1, "in (0, 1]")
         self._require("rotary_pairing", self.rotary_pairing in PAIRINGS, "adjacent, halves, or none")
         self._require("decay_form", self.decay_form in DECAY_FORMS, "one of " + ", ".join(DECAY_FORMS))
+        self._require("offload", self.checkpoint or not self.offload, "false without checkpoint")
         self._check_blocks(parse_layout(self.layout))
         self._check_involution("complement", self.vocab_size)
         self._check_involution("channel_complement", self.n_channels)

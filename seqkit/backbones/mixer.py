@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from seqkit.backbones.parameters import KeepsFloat32
@@ -20,13 +21,18 @@ class ScanCore(KeepsFloat32):
 
     Attributes:
         slab: Positions that a pass over a longer sequence takes at a time, projections included; None takes all.
+        recompute: Whether shorter sequences are one slab when gradients are wanted: all that is kept is the input.
     """
 
     slab: int | None = None
+    recompute: bool = False
 
     def takes_slabs(self, x_BLD: Tensor) -> bool:
-        """Whether this input is long enough for :meth:`scan_slabs`."""
-        return self.slab is not None and x_BLD.shape[1] > self.slab
+        """Whether this input goes through ``scan_slabs``, which keeps the input and the states between slabs."""
+        length = x_BLD.shape[1]
+        if self.slab is not None and length > self.slab:
+            return True
+        return self.recompute and length > 0 and torch.is_grad_enabled()
 
 
 class ProjectedMixer(nn.Module):

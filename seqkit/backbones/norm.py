@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from seqkit.backbones.parameters import KeepsFloat32
 from seqkit.kernels import gated_rms_norm, rms_norm
 
+PIECE = 16_384
+"""Positions that are normalised at once where the result has another dtype."""
+
 
 class RMSNorm(KeepsFloat32):
     """RMSNorm over the last dimension.
@@ -56,12 +59,29 @@ class ResidualNorm(RMSNorm):
             y: What the last block adds (..., D); the embedding in front of the first block.
             stream: Sum so far (..., D); None in front of the first block.
         """
-        if not self.in_fp32:
-            stream = y if stream is None else stream + y
-            return super().forward(stream), stream
-        if stream is None:
-            return super().forward(y), y.to(torch.promote_types(y.dtype, torch.float32))
-        return rms_norm(y, self.weight, residual=stream, eps=self.eps)
+        if self.in_fp32 and stream is not None:
+            return rms_norm(y, self.weight, residual=stream, eps=self.eps)
+        if self.in_fp32:
+            return super().forward(y), self.add(y, None)
+        stream = self.add(y, stream)
+        return super().forward(stream), stream
+
+    def add(self, y: Tensor, stream: Tensor | None) -> Tensor:
+        """The sum alone, in the stream's precision."""
+        if stream is not None:
+            return stream + y
+        return y.to(torch.promote_types(y.dtype, torch.float32)) if self.in_fp32 else y
+
+    @torch.no_grad()
+    def again(self, stream_BLD: Tensor, dtype: torch.dtype) -> Tensor:
+        """The normalised sum (B, L, D) from the sum, in ``dtype``: what :meth:`forward` gave, for a backward pass."""
+        if stream_BLD.dtype == dtype:
+            return super().forward(stream_BLD)
+        x_BLD = torch.empty_like(stream_BLD, dtype=dtype)
+        # In pieces: the norm has its input's dtype, and a copy of the whole length in that one is what is to be saved.
+        for x, stream in zip(x_BLD.split(PIECE, dim=1), stream_BLD.split(PIECE, dim=1), strict=True):
+            x.copy_(super().forward(stream))
+        return x_BLD
 
 
 class GatedRMSNorm(KeepsFloat32):

@@ -21,7 +21,7 @@ def run_in_slabs(
     x_BLD: Tensor,
     state: Any,
     *,
-    slab: int,
+    slab: int | None,
     cu_seqlens: Tensor | None,
     reverse: bool,
     parameters: Sequence[Tensor],
@@ -33,7 +33,7 @@ def run_in_slabs(
             Draws no random numbers.
         x_BLD: Input (B, L, D), at least one position.
         state: State that enters, a tree of tensors.
-        slab: Positions of a piece.
+        slab: Positions of a piece; None takes all.
         cu_seqlens: (S + 1,) int32 bounds of packed segments (B = 1), or None.
         reverse: Whether ``run`` reads from the end: the last piece then comes first.
         parameters: What ``run`` uses beside its arguments.
@@ -43,7 +43,8 @@ def run_in_slabs(
     """
     leaves, spec = tree_flatten(state)
     used = [p for p in parameters if p.requires_grad]
-    pieces = _Pieces(run, spec, len(leaves), x_BLD.shape[1], slab, cu_seqlens, reverse)
+    length = x_BLD.shape[1]
+    pieces = _Pieces(run, spec, len(leaves), length, slab or length, cu_seqlens, reverse)
     y_BLD, *after = _Slabs.apply(pieces, x_BLD, *leaves, *used)
     return y_BLD, tree_unflatten(after, spec)
 

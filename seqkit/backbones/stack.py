@@ -5,6 +5,7 @@ Legend: B batch, L length, D channels, S sequences.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from seqkit.backbones.config import BackboneConfig
 from seqkit.backbones.mamba1 import Mamba1
 from seqkit.backbones.mamba2 import Mamba2
 from seqkit.backbones.mamba3 import Mamba3
-from seqkit.backbones.norm import ResidualNorm
+from seqkit.backbones.mixer import ScanCore
+from seqkit.backbones.norm import ResidualNorm, RMSNorm
+from seqkit.backbones.offload import HostCopies
+from seqkit.backbones.recompute import BlockInput
 from seqkit.backbones.s4d import S4D
 from seqkit.backbones.state import StackState
 
@@ -56,7 +60,11 @@ def build_mixer(name: str, config: BackboneConfig) -> nn.Module:
         options |= {"pairing": config.rotary_pairing, "decay": config.decay_form}
     elif name != "s4d":
         options["d_conv"] = config.d_conv
-    return Bidirectional(kind, config.d_model, **options) if config.bidirectional else kind(config.d_model, **options)
+    mixer = Bidirectional(kind, config.d_model, **options) if config.bidirectional else kind(config.d_model, **options)
+    for core in mixer.modules():
+        if isinstance(core, ScanCore):
+            core.recompute = config.checkpoint
+    return mixer
 
 
 class Block(nn.Module):
@@ -81,6 +89,44 @@ class Block(nn.Module):
         y_BLD, state = self.mixer(x_BLD, state, cu_seqlens=cu_seqlens, reverse=reverse)
         return self.dropout(y_BLD), stream_BLD, state
 
+    def recompute(
+        self,
+        y_BLD: Tensor,
+        stream_BLD: Tensor | None,
+        state: Any,
+        cu_seqlens: Tensor | None,
+        reverse: bool,
+        copies: HostCopies | None,
+    ) -> tuple[Tensor, Tensor, Any]:
+        """As :meth:`forward`, but nothing of the stream's width is kept for the backward pass beside the sum."""
+        kept = BlockInput(self.norm, copies)
+        if self._runs_again(y_BLD):
+            stream_BLD = self.norm.add(y_BLD, stream_BLD)
+            with nullcontext() if copies is None else kept.keeping_sum(stream_BLD):  # checkpoint keeps it by itself
+                y_BLD, state = checkpoint(
+                    self._from_sum, stream_BLD, y_BLD.dtype, state, cu_seqlens, reverse, use_reentrant=False
+                )
+            return y_BLD, stream_BLD, state
+        with kept.keeping_sum(y_BLD):
+            x_BLD, stream_BLD = self.norm(y_BLD, stream_BLD)
+        with kept.keeping_no_input(x_BLD):
+            y_BLD, state = self.mixer(x_BLD, state, cu_seqlens=cu_seqlens, reverse=reverse)
+        return y_BLD, stream_BLD, state
+
+    def _runs_again(self, y_BLD: Tensor) -> bool:
+        """Whether the mixer keeps more than its input, dropout a mask, or a compiler cannot see who keeps what."""
+        masked = self.training and self.dropout.p > 0
+        core = self.mixer.left if isinstance(self.mixer, Bidirectional) else self.mixer
+        keeps_input = isinstance(core, ScanCore) and core.takes_slabs(y_BLD)
+        return masked or not keeps_input or torch.compiler.is_compiling()
+
+    def _from_sum(
+        self, stream_BLD: Tensor, dtype: torch.dtype, state: Any, cu_seqlens: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, Any]:
+        x_BLD = RMSNorm.forward(self.norm, stream_BLD).to(dtype)
+        y_BLD, state = self.mixer(x_BLD, state, cu_seqlens=cu_seqlens, reverse=reverse)
+        return self.dropout(y_BLD), state
+
     def step(self, y_BD: Tensor, stream_BD: Tensor | None, state: Any) -> tuple[Tensor, Tensor, Any]:
         """The same for one position per sequence."""
         x_BD, stream_BD = self.norm(y_BD, stream_BD)
@@ -97,7 +143,7 @@ class Stack(nn.Module):
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
-        self.recompute = config.checkpoint
+        self.recompute, self.offload = config.checkpoint, config.offload
         self.blocks = nn.ModuleList(Block(build_mixer(name, config), config) for name in config.blocks)
         self.norm = ResidualNorm(config.d_model, config.norm_eps, in_fp32=config.residual_in_fp32)
         for block in self.blocks:
@@ -126,14 +172,16 @@ class Stack(nn.Module):
         """
         y_BLD, stream_BLD, after = x_BLD, None, []
         states = [None] * len(self.blocks) if state is None else state.blocks
+        recompute = self.recompute and torch.is_grad_enabled()
+        copies = HostCopies(x_BLD.device) if recompute and self.offload else None
         for block, before in zip(self.blocks, states, strict=True):
             inputs = (y_BLD, stream_BLD, before, cu_seqlens, reverse)
-            if self.recompute and torch.is_grad_enabled():
-                y_BLD, stream_BLD, out = checkpoint(block, *inputs, use_reentrant=False)
-            else:
-                y_BLD, stream_BLD, out = block(*inputs)
+            y_BLD, stream_BLD, out = block.recompute(*inputs, copies) if recompute else block(*inputs)
             after.append(out)
-        return self.norm(y_BLD, stream_BLD)[0], StackState(tuple(after))
+        if copies is None:
+            return self.norm(y_BLD, stream_BLD)[0], StackState(tuple(after))
+        with BlockInput(self.norm, copies, stay=True).keeping_sum(y_BLD):
+            return self.norm(y_BLD, stream_BLD)[0], StackState(tuple(after))
 
     def step(self, x_BD: Tensor, state: StackState) -> tuple[Tensor, StackState]:
         """Advance one position per sequence."""

@@ -10,7 +10,7 @@ from seqkit.errors import ConfigError
 from seqkit.estimate.live import LiveBytes
 
 SMALL = {"d_model": 16, "headdim": 8, "d_state": 6, "attention_headdim": 8}
-MIXERS = ["mamba1", "mamba2", "mamba3", "attention"]
+MIXERS = ["mamba1", "mamba2", "mamba3", "s4d", "attention"]
 SIDES = [{}, {"bidirectional": True}, {"bidirectional": True, "rc_equivariant": True}]
 MILLION = 1 << 20
 GIB = 1 << 30

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from seqkit.errors import ConfigError
 
-SUITES = {"kernels": "seqkit.kernels.bench", "variants": "seqkit.bench.variant_io"}
+SUITES = {"kernels": "seqkit.kernels.bench", "variants": "seqkit.bench.variant_io", "stream": "seqkit.bench.stream"}
 
 
 def run(argv: Sequence[str]) -> int:

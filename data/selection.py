@@ -33,6 +33,11 @@ class Regions:
         self._spans = merged
         self._of: dict[str, tuple[list[int], list[int]]] = {}
 
+    @property
+    def contigs(self) -> list[str]:
+        """Bare names (:func:`seqkit.data.genome.canonical_contig`) of the contigs with a region."""
+        return list(self._spans)
+
     def spans(self, contig: str) -> list[tuple[int, int]]:
         """Start and end (0-based half-open) of what is chosen on a contig, ascending."""
         return [(start, end) for start, end in self._spans.get(canonical_contig(contig), ())]

@@ -48,3 +48,22 @@ def brca1() -> BundledVariants:
         block="experiment",
         blocks=("X2", "X3", "X4", "X5", *(f"X{i}" for i in range(15, 24))),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundledGenome:
+    """Paths of one bundled stretch of a genome.
+
+    Attributes:
+        fasta: bgzip FASTA, indexed; its record name carries the offset.
+        provenance: Source, licence, checksums, derivation.
+    """
+
+    fasta: Path
+    provenance: Path
+
+
+def chr17() -> BundledGenome:
+    """1,175,001 bases of human chromosome 17 (GRCh38) around BRCA1, none of them unknown."""
+    folder = Path(str(files("seqkit.data.bundled"))) / "chr17"
+    return BundledGenome(fasta=folder / "chr17_hg38.fa.gz", provenance=folder / "PROVENANCE.md")

@@ -103,11 +103,17 @@ def gff_lines(exons: pl.DataFrame) -> list[str]:
     return lines
 
 
-def write_fasta(bases: str, path: Path) -> None:
-    """Write the window as an indexed bgzip FASTA whose record name carries the offset; the soft mask stays."""
+def write_fasta(bases: str, path: Path, offset: int = OFFSET) -> None:
+    """Write a piece of the contig as an indexed bgzip FASTA whose record name carries the offset; the soft mask stays.
+
+    Args:
+        bases: The letters.
+        path: The file, named ``*.gz``.
+        offset: 0-based position of the first base on the contig.
+    """
     import pysam
 
-    name = f"{CONTIG}:{OFFSET + 1}-{OFFSET + len(bases)}"
+    name = f"{CONTIG}:{offset + 1}-{offset + len(bases)}"
     with pysam.BGZFile(str(path), "w") as out:
         out.write(f">{name}\n".encode())
         for i in range(0, len(bases), 60):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import lightning
@@ -55,7 +56,7 @@ class SequenceTask(lightning.LightningModule):
         self.seed = seed
 
     def configure_optimizers(self):
-        """AdamW over decayed and undecayed groups, stepped by :func:`warmup_cosine`."""
+        """AdamW over decayed and undecayed groups, its rate scaled by :meth:`lr_factor`."""
         head = {id(parameter) for parameter in self.head_parameters()}
         groups = []
         for group in parameter_groups(self.net, self.optim.weight_decay):
@@ -64,10 +65,14 @@ class SequenceTask(lightning.LightningModule):
                 if chosen:
                     groups.append({**group, "params": chosen, "lr": lr})
         optimizer = torch.optim.AdamW(groups, lr=self.optim.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def lr_factor(self) -> Callable[[int], float]:
+        """From a step to the share of the peak learning rate: :func:`warmup_cosine` over the trainer's steps."""
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(self.optim.warmup * total))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return lambda step: warmup_cosine(step, warmup, total)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Parameters that learn at ``head_lr``: none, unless the task has a head with a penalty of its own."""
@@ -86,6 +91,14 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def global_sum(count: Tensor) -> tuple[Tensor, int]:
+    """A number added up over all ranks, and how many ranks there are."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return count, 1
+    torch.distributed.all_reduce(count)
+    return count, torch.distributed.get_world_size()
+
+
 def masked_mean(loss: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor:
     """Sum of ``loss`` over valid entries divided by their number over all ranks.
 
@@ -94,11 +107,7 @@ def masked_mean(loss: Tensor, valid: Tensor, weight: Tensor | None = None) -> Te
         valid: Bool, same shape.
         weight: Optional factor per entry, same shape; does not enter the count.
     """
-    count = valid.sum().to(loss.dtype)
-    ranks = 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        ranks = torch.distributed.get_world_size()
-        torch.distributed.all_reduce(count)
+    count, ranks = global_sum(valid.sum().to(loss.dtype))
     kept = torch.where(valid, loss if weight is None else loss * weight, 0.0)
     # Gradients are averaged over ranks afterwards, so the global sum needs the factor.
     return kept.sum() * ranks / count.clamp(min=1)

@@ -14,6 +14,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
+from seqkit import configs
 from seqkit.errors import ConfigError
 
 UNKNOWN_KEY = re.compile(r"unrecognized arguments: --(?P<flag>[^\s=]+)|does not accept option '(?P<key>[^']+)'")
@@ -73,6 +74,21 @@ def parse(
     except Exception as error:
         raise readable(error, keys, flat, prog) from error
     return config, own, resolved
+
+
+def model_presets(argv: Sequence[str]) -> list[str]:
+    """Replace ``--model NAME`` by the path of the shipped preset; a path stays."""
+    out = list(argv)
+    for position, argument in enumerate(out):
+        name, equals, value = argument.partition("=")
+        if name != "--model":
+            continue
+        at = position if equals else position + 1
+        value = value if equals else out[at] if at < len(out) else ""
+        if not Path(value).is_file():
+            path = str(configs.path("model", value))
+            out[at] = f"--model={path}" if equals else path
+    return out
 
 
 def split_own(argv: Sequence[str], flags: Sequence[str], options: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -11,7 +11,7 @@ import yaml
 from seqkit import configs
 from seqkit.errors import ConfigError
 
-TASKS = {"variant-effect": "seqkit.commands.variant_effect"}
+TASKS = {"pretrain": "seqkit.commands.pretrain", "variant-effect": "seqkit.commands.variant_effect"}
 
 
 def run(argv: Sequence[str]) -> int:

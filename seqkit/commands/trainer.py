@@ -147,15 +147,34 @@ def make_trainer(
         enable_version_counter=False,
     )
     stopping = EarlyStopping(monitor=monitor, mode=mode, patience=config.patience, check_on_train_epoch_end=True)
-    callbacks = [History(folder / HISTORY), stopping, best]
-    people_watch = sys.stderr.isatty()
-    if people_watch:
-        callbacks.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
-    return lightning.Trainer(
-        **accelerator(torch_device(config.device)),
+    return quiet_trainer(
+        folder,
+        [History(folder / HISTORY), stopping, best],
+        device=config.device,
         precision=config.precision,
         max_epochs=config.max_epochs,
         gradient_clip_val=clip_norm,
+    )
+
+
+def quiet_trainer(
+    folder: Path, callbacks: list[Callback], *, device: str, precision: str, **limits
+) -> lightning.Trainer:
+    """A trainer that shows progress to people alone, repeats itself and is one process.
+
+    Args:
+        folder: Run folder.
+        callbacks: Of the run; a progress bar joins them where stderr is a terminal.
+        device: As :func:`torch_device` takes it.
+        precision: As Lightning names it.
+        limits: Further arguments of Lightning's trainer.
+    """
+    people_watch = sys.stderr.isatty()
+    if people_watch:
+        callbacks = [*callbacks, RichProgressBar(leave=False, console_kwargs={"stderr": True})]
+    return lightning.Trainer(
+        **accelerator(torch_device(device)),
+        precision=precision,
         callbacks=callbacks,
         logger=False,
         default_root_dir=folder,
@@ -165,6 +184,7 @@ def make_trainer(
         deterministic=True,
         # One process, whatever srun says about its tasks: Lightning would count them against its devices and stop.
         plugins=[LightningEnvironment()],
+        **limits,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 
 from seqkit import configs
 from seqkit.backbones import Backbone, BackboneConfig
-from seqkit.commands.arguments import parse
+from seqkit.commands.arguments import model_presets, parse
 from seqkit.commands.run_folder import METRICS, open_run, write_manifest
 from seqkit.commands.trainer import TrainerConfig, last_checkpoint, make_trainer
 from seqkit.commands.variant_plots import print_summary
@@ -95,21 +95,6 @@ def fit(argv: Sequence[str]) -> int:
     metrics = train_and_evaluate(config, data, data.split(), folder)
     print_summary(folder, metrics)
     return 0
-
-
-def model_presets(argv: Sequence[str]) -> list[str]:
-    """Replace ``--model NAME`` by the path of the shipped preset; a path stays."""
-    out = list(argv)
-    for position, argument in enumerate(out):
-        name, equals, value = argument.partition("=")
-        if name != "--model":
-            continue
-        at = position if equals else position + 1
-        value = value if equals else out[at] if at < len(out) else ""
-        if not Path(value).is_file():
-            path = str(configs.path("model", value))
-            out[at] = f"--model={path}" if equals else path
-    return out
 
 
 def train_and_evaluate(config: FitConfig, data: VariantEffectData, split: Split, folder: Path) -> dict[str, Any]:

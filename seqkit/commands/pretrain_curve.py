@@ -1,0 +1,78 @@
+"""The learning curve of a pretraining run, written while it learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from seqkit.files import write_text
+from seqkit.tasks.budget import Budget
+
+HELD_OUT = "held_out_bits"
+COLUMNS = ("step", "tokens", "seconds", "length", "learning_rate", "train_bits", HELD_OUT)
+
+
+class LearningCurve(Callback):
+    """Measures at equal shares of the budget, rewrites the CSV each time, and ends the run when the budget is used.
+
+    Args:
+        path: CSV file with the columns ``step``, ``tokens``, ``seconds`` (since the start, pauses left out),
+            ``length``, ``learning_rate``, ``train_bits`` (mean loss since the row before) and ``held_out_bits``.
+        budget: Of the run.
+        points: Number of rows.
+        step_tokens: Tokens of a step.
+        measure: Held-out bits of the model as it is.
+    """
+
+    def __init__(self, path: Path, *, budget: Budget, points: int, step_tokens: int, measure: Callable[[], float]):
+        self.path, self.budget, self.points = path, budget, points
+        self.step_tokens, self.measure = step_tokens, measure
+        self.rows: list[dict[str, float]] = []
+        self._point, self._steps, self._loss = 0, 0, torch.zeros(())
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        """Start the clock of a new run; a resumed one has its own from the checkpoint."""
+        if not self.budget.started:
+            self.budget.start()
+        trainer.should_stop = self.budget.progress(trainer.global_step) >= 1
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        """Keep the loss; at a point of the curve, measure."""
+        self._loss, self._steps = self._loss.to(pl_module.device) + pl_module.last_loss, self._steps + 1
+        progress = self.budget.progress(trainer.global_step)
+        # Rounding must not lose the last of several points.
+        point = math.floor(progress * self.points + 1e-9)
+        if point > self._point:
+            self._point = point
+            self._record(trainer, pl_module, batch["ids"].shape[1])
+        trainer.should_stop = progress >= 1
+
+    def _record(self, trainer, pl_module, bases: int) -> None:
+        held_out = self.measure()
+        self.rows.append(
+            {
+                "step": trainer.global_step,
+                "tokens": trainer.global_step * self.step_tokens,
+                "seconds": round(self.budget.seconds, 3),
+                "length": bases - pl_module.objective.is_causal,
+                "learning_rate": pl_module.optimizers().param_groups[0]["lr"],
+                "train_bits": float(self._loss) / self._steps / math.log(2),
+                HELD_OUT: held_out,
+            }
+        )
+        self._steps, self._loss = 0, torch.zeros(())
+        lines = [",".join(str(row[name]) for name in COLUMNS) for row in self.rows]
+        write_text(self.path, "\n".join([",".join(COLUMNS), *lines]) + "\n")
+
+    def state_dict(self) -> dict:
+        """Plain values, so that the checkpoint loads without running code."""
+        return {"rows": self.rows, "point": self._point, "steps": self._steps, "loss": float(self._loss)}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from the checkpoint."""
+        self.rows, self._point = list(state_dict["rows"]), state_dict["point"]
+        self._steps, self._loss = state_dict["steps"], torch.tensor(state_dict["loss"])

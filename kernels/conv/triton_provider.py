@@ -41,7 +41,7 @@ VARYING = ["length", "per_row", "segments", "blocks"]
 
 
 @triton.jit(do_not_specialize=VARYING)
-def forward_kernel(
+def conv_forward_kernel(
     x_ptr, entry_ptr, taps_ptr, bias_ptr, y_ptr, segment_ptr, table_ptr,
     length, per_row, segments, channels, blocks, sxb, sxl,
     W: tl.constexpr, SILU: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
@@ -84,7 +84,7 @@ def input_gradient(dpres, taps, LAST: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=VARYING)
-def gradient_kernel(
+def conv_gradient_kernel(
     dy_ptr, x_ptr, entry_ptr, taps_ptr, bias_ptr, dx_ptr, dtaps_ptr, dbias_ptr, segment_ptr, table_ptr,
     length, per_row, segments, channels, blocks, sgb, sgl, sxb, sxl, sob, sol,
     W: tl.constexpr, SILU: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
@@ -163,7 +163,7 @@ def locate_whole(program, blocks, table_ptr, segments, length, channels, BLOCK: 
 
 
 @triton.jit(do_not_specialize=VARYING)
-def state_kernel(
+def conv_state_kernel(
     x_ptr, entry_ptr, final_ptr, table_ptr, length, segments, channels, blocks, sxb, sxl,
     W: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
@@ -178,7 +178,7 @@ def state_kernel(
 
 
 @triton.jit(do_not_specialize=VARYING)
-def state_gradient_kernel(
+def conv_state_gradient_kernel(
     dy_ptr, x_ptr, entry_ptr, taps_ptr, bias_ptr, dfinal_ptr, dx_ptr, dentry_ptr, table_ptr,
     length, segments, channels, blocks, sgb, sgl, sxb, sxl, sob, sol,
     W: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
@@ -275,12 +275,12 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor]:
     final = torch.empty((call.segments.count, call.W - 1, call.D), dtype=torch.float32, device=x.device)
     with guard(x):
         if call.programs:
-            forward_kernel[(call.programs,)](
+            conv_forward_kernel[(call.programs,)](
                 x, call.entry, call.taps, call.bias, y, *call.geometry(), *x.stride()[:2],
                 **call.constants(FORWARD_STEPS),
             )  # fmt: skip
         if final.numel():
-            state_kernel[(call.segments.count * call.blocks,)](
+            conv_state_kernel[(call.segments.count * call.blocks,)](
                 x, call.entry, final, *call.state_geometry(), *x.stride()[:2], **call.state_constants()
             )
     return y, final
@@ -310,11 +310,11 @@ def backward(
     operands = x, call.entry, call.taps, call.bias
     with guard(x):
         if call.programs:
-            gradient_kernel[(call.programs,)](
+            conv_gradient_kernel[(call.programs,)](
                 dy, *operands, dx, dtaps, dbias, *call.geometry(), *strides, **call.constants(BACKWARD_STEPS)
             )
         if call.segments.count and (dentry is not None or dfinal is not None):
-            state_gradient_kernel[(call.segments.count * call.blocks,)](
+            conv_state_gradient_kernel[(call.segments.count * call.blocks,)](
                 dy, *operands, dfinal, dx, dentry, *call.state_geometry(), *strides,
                 SILU=call.silu, **call.state_constants(),
             )  # fmt: skip
@@ -333,8 +333,8 @@ def compile_cases() -> dict[str, CompileCase]:
     state = {"W": 4, "BLOCK": BLOCK, "PACKED": True, "REVERSE": True}
     chunk = {**state, "SILU": True, "CHUNK": CHUNKS[1]}
     return {
-        "forward_kernel": CompileCase(forward_kernel, {**chunk, "STEPS": FORWARD_STEPS}, 1, types),
-        "gradient_kernel": CompileCase(gradient_kernel, {**chunk, "STEPS": BACKWARD_STEPS}, 1, types),
-        "state_kernel": CompileCase(state_kernel, state, 1, types),
-        "state_gradient_kernel": CompileCase(state_gradient_kernel, {**state, "SILU": True}, 1, types),
+        "conv_forward_kernel": CompileCase(conv_forward_kernel, {**chunk, "STEPS": FORWARD_STEPS}, 1, types),
+        "conv_gradient_kernel": CompileCase(conv_gradient_kernel, {**chunk, "STEPS": BACKWARD_STEPS}, 1, types),
+        "conv_state_kernel": CompileCase(conv_state_kernel, state, 1, types),
+        "conv_state_gradient_kernel": CompileCase(conv_state_gradient_kernel, {**state, "SILU": True}, 1, types),
     }

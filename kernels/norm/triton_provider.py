@@ -60,7 +60,7 @@ def norm_kernel(
 
 
 @triton.jit(do_not_specialize=VARYING)
-def gradient_kernel(
+def norm_gradient_kernel(
     dy_ptr, dtotal_ptr, x_ptr, z_ptr, weight_ptr, dx_ptr, dz_ptr, dresidual_ptr, dweight_ptr,
     rows, channels, size, groups, per_program, sg, st, sx, sz, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, GATE_LAST: tl.constexpr,
@@ -148,7 +148,7 @@ def _differentiate(dy, dtotal, x, z, weight, out_dtype, with_residual, eps, size
     runs = ceil_div(row_blocks, per_program)
     dweight = torch.empty((runs, D), dtype=torch.float32, device=x.device)
     with guard(x):
-        gradient_kernel[(runs * groups,)](
+        norm_gradient_kernel[(runs * groups,)](
             dy_RD, dtotal_RD, x_RD, z_RD, weight, dx, dz, dresidual if with_residual else None, dweight,
             R, D, size, groups, per_program,
             *(0 if t is None else t.stride(0) for t in (dy_RD, dtotal_RD, x_RD, z_RD)), eps,
@@ -211,8 +211,10 @@ def compile_cases() -> dict[str, CompileCase]:
     return {
         "norm_kernel": CompileCase(norm_kernel, residual, 4, types),
         "norm_kernel, gated": CompileCase(norm_kernel, gated, 4, types),
-        "gradient_kernel": CompileCase(gradient_kernel, {**residual, "dz_ptr": None}, 4, types | {"x_ptr": "*fp32"}),
-        "gradient_kernel, gated": CompileCase(
-            gradient_kernel, {**shape, "GATE_LAST": True, "dtotal_ptr": None, "dresidual_ptr": None}, 4, types
+        "norm_gradient_kernel": CompileCase(
+            norm_gradient_kernel, {**residual, "dz_ptr": None}, 4, types | {"x_ptr": "*fp32"}
+        ),
+        "norm_gradient_kernel, gated": CompileCase(
+            norm_gradient_kernel, {**shape, "GATE_LAST": True, "dtotal_ptr": None, "dresidual_ptr": None}, 4, types
         ),
     }

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 
 from seqkit.errors import ConfigError
 
-SUITES = {"kernels": "seqkit.kernels.bench", "variants": "seqkit.bench.variant_io", "stream": "seqkit.bench.stream"}
+SUITES = {
+    "kernels": "seqkit.kernels.bench",
+    "models": "seqkit.bench.models",
+    "stream": "seqkit.bench.stream",
+    "variants": "seqkit.bench.variant_io",
+}
 
 
 def run(argv: Sequence[str]) -> int:

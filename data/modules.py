@@ -18,18 +18,20 @@ from seqkit.errors import ConfigError
 class EpochSampler(DistributedSampler):
     """Rows in an order that is a pure function of (seed, epoch), shared out over the ranks.
 
-    Every row is drawn once an epoch. Where the ranks do not divide the rows, fillers (``-1 - row``) even out the
+    No row is drawn twice in an epoch. Where the ranks do not divide the rows, fillers (``-1 - row``) even out the
     shares: the dataset gives them no label, so none counts twice.
 
     Args:
         rows: Number of rows.
         seed: Of the order.
         shuffle: False keeps the rows in order.
+        draws: Rows of an epoch, the first of its order; None for all of them.
     """
 
-    def __init__(self, rows: int, *, seed: int = 0, shuffle: bool = True):
+    def __init__(self, rows: int, *, seed: int = 0, shuffle: bool = True, draws: int | None = None):
         active = dist.is_available() and dist.is_initialized()
         self.rows, self.seed, self.shuffle, self.epoch = rows, seed, shuffle, 0
+        self.draws = rows if draws is None else min(draws, rows)
         self.rank = dist.get_rank() if active else 0
         self.num_replicas = dist.get_world_size() if active else 1
 
@@ -38,13 +40,14 @@ class EpochSampler(DistributedSampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.rows // self.num_replicas)
+        return -(-self.draws // self.num_replicas)
 
     def __iter__(self) -> Iterator[int]:
         order = np.arange(self.rows)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
-        missing = len(self) * self.num_replicas - self.rows
+        order = order[: self.draws]
+        missing = len(self) * self.num_replicas - self.draws
         fillers = -1 - np.resize(order, missing) if missing else order[:0]
         return iter(np.concatenate([order, fillers])[self.rank :: self.num_replicas].tolist())
 

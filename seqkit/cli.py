@@ -17,7 +17,7 @@ from seqkit.environment import prepare
 from seqkit.errors import SeqkitError
 
 VERBS = {
-    "fit": ("seqkit.commands.fit", "train a model: --task variant-effect"),
+    "fit": ("seqkit.commands.fit", "train a model: --task variant-effect, pretrain, forecast"),
     "test": ("seqkit.commands.test", "evaluate a run on labelled input: --ckpt RUN"),
     "predict": ("seqkit.commands.predict", "score new input with a run: --ckpt RUN --out FILE"),
     "doctor": ("seqkit.commands.doctor", "check this machine: torch, CUDA, Triton, one known answer per op"),

@@ -67,3 +67,25 @@ def chr17() -> BundledGenome:
     """1,175,001 bases of human chromosome 17 (GRCh38) around BRCA1, none of them unknown."""
     folder = Path(str(files("seqkit.data.bundled"))) / "chr17"
     return BundledGenome(fasta=folder / "chr17_hg38.fa.gz", provenance=folder / "PROVENANCE.md")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundledSeries:
+    """Paths of one bundled series.
+
+    Attributes:
+        table: CSV with columns ``timestamp`` and ``value``.
+        provenance: Source, licence, checksum.
+    """
+
+    table: Path
+    provenance: Path
+
+
+def nyc_taxi() -> BundledSeries:
+    """Taxi passengers in New York City by half-hour, July 2014 to January 2015: 10,320 rows.
+
+    Reference: Ahmad et al. (2017), Neurocomputing 262, 134-147.
+    """
+    folder = Path(str(files("seqkit.data.bundled"))) / "nyc_taxi"
+    return BundledSeries(table=folder / "nyc_taxi.csv.gz", provenance=folder / "PROVENANCE.md")

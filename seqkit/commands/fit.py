@@ -11,7 +11,11 @@ import yaml
 from seqkit import configs
 from seqkit.errors import ConfigError
 
-TASKS = {"pretrain": "seqkit.commands.pretrain", "variant-effect": "seqkit.commands.variant_effect"}
+TASKS = {
+    "forecast": "seqkit.commands.forecast",
+    "pretrain": "seqkit.commands.pretrain",
+    "variant-effect": "seqkit.commands.variant_effect",
+}
 
 
 def run(argv: Sequence[str]) -> int:

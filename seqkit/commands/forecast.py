@@ -1,0 +1,210 @@
+"""``seqkit fit --task forecast``: from a table of series to a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from seqkit import configs
+from seqkit.backbones import BackboneConfig
+from seqkit.commands.arguments import model_presets, parse
+from seqkit.commands.forecast_report import measure, print_summary, write_report
+from seqkit.commands.run_folder import METRICS, open_run, write_manifest
+from seqkit.commands.trainer import TrainerConfig, last_checkpoint, make_trainer
+from seqkit.data.series_data import SeriesData, SeriesDataConfig, batches, load_series
+from seqkit.data.series_modules import SeriesDataModule
+from seqkit.tasks.base import OptimConfig
+from seqkit.tasks.export import save_model
+from seqkit.tasks.forecast import MONITOR, ForecastTask
+from seqkit.tasks.series_encoder import SeriesShape, TokenConfig
+from seqkit.tasks.series_net import ForecastNetConfig, SeriesNet
+
+TASK = "forecast"
+ALIASES = {
+    "table": "data.table",
+    "series": "data.table",
+    "columns": "data.columns",
+    "freq": "data.freq",
+    "lookback": "data.lookback",
+    "horizon": "data.horizon",
+    "future": "data.future",
+    "past": "data.past",
+    "static": "data.static",
+    "time-zone": "data.time_zone",
+    "batch-size": "data.batch_size",
+    "workers": "data.workers",
+    "device": "trainer.device",
+    "precision": "trainer.precision",
+}
+_CLOSED_FORM_WINDOWS = 20_000
+"""Windows that the closed-form start reads, at even distances where there are more."""
+_CALIBRATION_WINDOWS = 4_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastConfig:
+    """Everything that decides a forecasting run.
+
+    Attributes:
+        task: forecast.
+        seed: Seed of weights, order and dropout.
+        level: Percentages of the intervals in tables and plots.
+        nonnegative: Whether forecasts below zero become zero.
+        data: Series, windows, covariates and split.
+        model: Architecture of the backbone.
+        tokens: How numbers become tokens.
+        net: Head, normalisation, linear path.
+        optim: Optimiser and schedule.
+        trainer: Epochs, device, precision.
+    """
+
+    task: str = TASK
+    seed: int = 0
+    level: tuple[float, ...] = (80.0, 95.0)
+    nonnegative: bool = False
+    data: SeriesDataConfig = field(default_factory=SeriesDataConfig)
+    model: BackboneConfig = field(default_factory=lambda: BackboneConfig(d_model=32, layout="mamba2*2"))
+    tokens: TokenConfig = field(default_factory=TokenConfig)
+    net: ForecastNetConfig = field(default_factory=ForecastNetConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+class Trained(NamedTuple):
+    """A trained task and how training went.
+
+    Attributes:
+        task: With the weights that were best on validation, calibrated.
+        linear: The same before training: the ridge solution with its calibrated residuals, the baseline.
+        best_epoch: Epoch of the kept weights; -1 where none was better than the start.
+        penalty: Penalty of the ridge.
+    """
+
+    task: ForecastTask
+    linear: ForecastTask
+    best_epoch: int
+    penalty: float
+
+
+def fit(argv: Sequence[str]) -> int:
+    """Train, measure and report; the entry of ``seqkit fit --task forecast``."""
+    config, own, resolved = parse(
+        f"seqkit fit --task {TASK}",
+        ForecastConfig,
+        model_presets(argv),
+        aliases=ALIASES,
+        defaults=configs.path("task", TASK),
+        flags=("resume", "overwrite"),
+        options=("out",),
+    )
+    folder = open_run(own["out"], TASK, resolved, resume=own["resume"], overwrite=own["overwrite"])
+    print_summary(folder, train_and_evaluate(config, folder))
+    return 0
+
+
+def train_and_evaluate(config: ForecastConfig, folder: Path) -> dict[str, Any]:
+    """One run: train, calibrate on the validation windows, report on the test windows.
+
+    Returns:
+        The contents of ``metrics.json``; read back when the run is finished already.
+    """
+    if (folder / METRICS).exists():
+        return json.loads((folder / METRICS).read_text())
+    data = load_series(config.data, mix=config.net.mix)
+    config = replace(config, data=data.config)
+    write_manifest(folder, seed=config.seed, inputs={"table": data.config.table}, device=config.trainer.device)
+    trained = train(config, data, folder)
+    measured = measure(trained, data, level=config.level)
+    metrics = write_report(folder, config, data, trained, measured)
+    save_model(folder, trained.task, describe(config, data))
+    return metrics
+
+
+def train(config: ForecastConfig, data: SeriesData, folder: Path) -> Trained:
+    """Train on the training windows, keep what is best on the validation windows, calibrate there.
+
+    Args:
+        config: Settings, sizes filled in.
+        data: Series.
+        folder: Gets checkpoints and the history.
+    """
+    task, ridge = start(config, data)
+    validation = data.windows("validation")
+    module = SeriesDataModule(
+        train=data.windows("train"),
+        validation=validation,
+        batch_size=config.data.batch_size,
+        draws=config.data.windows_per_epoch,
+        workers=config.data.workers,
+        seed=config.seed,
+    )
+    linear, _ = start(config, data)
+    before = validation_loss(linear, data)
+    trainer = make_trainer(
+        folder, config.trainer, monitor=MONITOR[0], mode=MONITOR[1], clip_norm=config.optim.clip_norm
+    )
+    trainer.fit(task, module, ckpt_path=last_checkpoint(folder), weights_only=True)
+    kept = trainer.checkpoint_callback
+    best = torch.load(kept.best_model_path, map_location="cpu", weights_only=True)
+    better = float(kept.best_model_score) < before
+    task.load_state_dict(best["state_dict"] if better else linear.state_dict())
+    for model in (task, linear):
+        model.cpu().eval()
+        model.calibrate(batches(validation, 256, _CALIBRATION_WINDOWS))
+    return Trained(task, linear, best["epoch"] if better else -1, ridge.penalty)
+
+
+def start(config: ForecastConfig, data: SeriesData):
+    """The task of a run before training, on its closed-form start; the same weights for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        net = build_net(config.model, config.tokens, config.net, shape_of(data))
+        task = ForecastTask(net, optim=config.optim, seed=config.seed, nonnegative=config.nonnegative)
+    windows = {part: data.windows(part) for part in ("train", "validation")}
+    passes = [lambda w=w: batches(w, 512, _CLOSED_FORM_WINDOWS) for w in windows.values()]
+    if config.tokens.kind == "bins":
+        net.encoder.fit_bins(torch.cat([batch["z"].flatten() for batch in passes[0]()]))
+    return task, task.start(*passes)
+
+
+@torch.no_grad()
+def validation_loss(task: ForecastTask, data: SeriesData) -> float:
+    """Mean validation loss as training would log it."""
+    task.eval()
+    sums = sum(task.validation_sums(batch) for batch in batches(data.windows("validation"), 256))
+    return float(sums[0] / sums[1].clamp(min=1))
+
+
+def shape_of(data: SeriesData) -> SeriesShape:
+    """Sizes of a data set's windows."""
+    return SeriesShape(
+        lookback=data.config.lookback,
+        horizon=data.config.horizon,
+        channels=len(data.panel) if data.scaled.channels else 1,
+        irregular=data.panel.frequency is None,
+        **data.encoder.widths,
+    )
+
+
+def build_net(model: BackboneConfig, tokens: TokenConfig, net: ForecastNetConfig, shape: SeriesShape) -> SeriesNet:
+    """The network of a run."""
+    return SeriesNet(model, tokens, net, shape)
+
+
+def describe(config: ForecastConfig, data: SeriesData) -> dict[str, Any]:
+    """What ``predict`` and ``test`` need to rebuild the model and read further series."""
+    return {
+        "task": TASK,
+        "shape": shape_of(data),
+        "model": config.model,
+        "tokens": config.tokens,
+        "net": config.net,
+        "data": config.data,
+        "nonnegative": config.nonnegative,
+        "series": data.describe(),
+    }

@@ -1,0 +1,309 @@
+"""What a forecasting run prints, draws and stores: our model beside simple ones on the same test windows.
+
+Legend: W windows (of one channel each), H horizon, Q quantile levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from seqkit.commands.run_folder import METRICS
+from seqkit.commands.trainer import HISTORY
+from seqkit.data.series_data import SeriesData, batches
+from seqkit.data.series_windows import SeriesWindows
+from seqkit.files import atomic, write_json, write_text
+from seqkit.report.series import Fan, plot_backtest, plot_coverage, plot_fans, plot_horizon_error
+from seqkit.report.table import Table, markdown, show
+from seqkit.report.training import plot_training
+from seqkit.tasks.forecast import ForecastTask, conformal_shift
+
+if TYPE_CHECKING:
+    from seqkit.commands.forecast import ForecastConfig, Trained
+
+OURS, LINEAR, SEASONAL = "seqkit", "linear (ridge)", "seasonal naive"
+PLOTS, TABLES, PREDICTIONS = "plots", "results.md", "predictions.parquet"
+_BATCH = 256
+_FANS, _BACKTEST = 3, 60
+"""Fans drawn, and most cutoffs of a backtest plot."""
+
+
+class Measured(NamedTuple):
+    """Forecasts of all methods on the test windows.
+
+    Attributes:
+        y_WH: What came, NaN where missing.
+        levels_Q: Quantile levels, the median among them.
+        quantiles: Method to (W, H, Q).
+        series_W: Series of each window.
+        cutoff_W: Flat row of each window's first target.
+        scale_W: Mean absolute seasonal difference of the series' training rows, for MASE.
+        season: Season of the naive forecast, in steps.
+    """
+
+    y_WH: NDArray
+    levels_Q: NDArray
+    quantiles: dict[str, NDArray]
+    series_W: NDArray
+    cutoff_W: NDArray
+    scale_W: NDArray
+    season: int
+
+
+def levels_for(percentages: tuple[float, ...], own: torch.Tensor) -> torch.Tensor:
+    """Quantile levels of intervals, joined with a model's own."""
+    bounds = [(0.5 - p / 200, 0.5 + p / 200) for p in percentages]
+    return torch.tensor(
+        sorted({round(x, 6) for pair in bounds for x in pair} | {round(float(x), 6) for x in own} | {0.5})
+    )
+
+
+def measure(trained: Trained, data: SeriesData, *, level: tuple[float, ...]) -> Measured:
+    """Forecast the test windows with the model, the linear start and the seasonal naive method."""
+    levels = levels_for(level, trained.task.levels).double()
+    test, validation = data.windows("test"), data.windows("validation")
+    quantiles = {
+        OURS: forecast_windows(trained.task, test, levels),
+        LINEAR: forecast_windows(trained.linear, test, levels),
+    }
+    season = best_season(data, validation)
+    held = seasonal_windows(data, validation, season)
+    score = torch.from_numpy(targets(data, validation) - held)
+    shift = conformal_shift(score.unsqueeze(-1).expand(*score.shape, len(levels)), levels).numpy()
+    quantiles[SEASONAL] = seasonal_windows(data, test, season)[..., None] + shift
+    series_W, cutoff_W = places(data, test)
+    scale_S = seasonal_scale(data, season)
+    return Measured(targets(data, test), levels.numpy(), quantiles, series_W, cutoff_W, scale_S[series_W], season)
+
+
+@torch.no_grad()
+def forecast_windows(task: ForecastTask, windows: SeriesWindows, levels: torch.Tensor) -> NDArray:
+    """Calibrated quantiles (W, H, Q), channel by channel."""
+    task.eval()
+    parts = [task.quantiles(batch, levels).flatten(0, 1).numpy() for batch in batches(windows, _BATCH)]
+    return np.concatenate(parts)
+
+
+def places(data: SeriesData, windows: SeriesWindows) -> tuple[NDArray, NDArray]:
+    """Series and cutoff row (W,) of windows, channel by channel."""
+    series, cutoff = windows.index.locate(np.arange(len(windows)))
+    if not data.scaled.channels:
+        return series, cutoff
+    channels = np.arange(len(data.panel))
+    rows = cutoff[:, None] + data.panel.offsets[channels]
+    return np.tile(channels, len(windows)), rows.reshape(-1)
+
+
+def targets(data: SeriesData, windows: SeriesWindows) -> NDArray:
+    """(W, H) values behind the cutoffs, in the units of the data."""
+    _, cutoff = places(data, windows)
+    return data.panel.y[cutoff[:, None] + np.arange(data.config.horizon)]
+
+
+def seasonal_windows(data: SeriesData, windows: SeriesWindows, season: int) -> NDArray:
+    """(W, H) values one season before, two seasons where the horizon is longer, and so on.
+
+    A missing value, or one before the beginning of the series, is replaced by the last one that is known.
+    """
+    series, cutoff = places(data, windows)
+    steps = np.arange(data.config.horizon)
+    rows = cutoff[:, None] + steps - season * (steps // season + 1)
+    y, first = data.panel.y, data.panel.offsets[series][:, None]
+    value = np.where(rows >= first, y[np.maximum(rows, 0)], np.nan)
+    return np.where(
+        np.isnan(value), filled_forward(y, data.panel.offsets)[np.maximum(cutoff - 1, first[:, 0])][:, None], value
+    )
+
+
+def filled_forward(y: NDArray, offsets: NDArray) -> NDArray:
+    """Values with the last known one of the series in the place of a missing one; 0 where there is none yet."""
+    row = np.where(np.isnan(y), -1, np.arange(len(y)))
+    last = np.maximum.accumulate(row)
+    first = np.repeat(offsets[:-1], np.diff(offsets))
+    return np.where(last >= first, y[np.maximum(last, 0)], 0.0)
+
+
+def best_season(data: SeriesData, validation: SeriesWindows) -> int:
+    """The season of the frequency with the smallest mean absolute error on the validation windows."""
+    seasons = data.panel.frequency.seasons if data.panel.frequency else (1,)
+    if len(seasons) == 1 or not len(validation):
+        return seasons[0]
+    y = targets(data, validation)
+    return min(seasons, key=lambda m: np.nanmean(np.abs(y - seasonal_windows(data, validation, m))))
+
+
+def seasonal_scale(data: SeriesData, season: int) -> NDArray:
+    """(S,) mean absolute seasonal difference of the training rows; NaN where there is none."""
+    scales = []
+    for start, stop in data.split.bounds["train"]:
+        y = data.panel.y[start:stop]
+        apart = np.abs(y[season:] - y[:-season])
+        scales.append(np.nanmean(apart) if np.isfinite(apart).any() else np.nan)
+    return np.array(scales)
+
+
+def figures(measured: Measured, method: str, level: tuple[float, ...]) -> dict[str, float]:
+    """Metrics of one method in the units of the data; MASE and coverage have none."""
+    q_WHQ, y_WH, levels_Q = measured.quantiles[method], measured.y_WH, measured.levels_Q
+    centre = q_WHQ[..., int(np.argmin(np.abs(levels_Q - 0.5)))]
+    error = np.abs(y_WH - centre)
+    gap = y_WH[..., None] - q_WHQ
+    found = {
+        "mae": float(np.nanmean(error)),
+        "rmse": float(np.sqrt(np.nanmean(error**2))),
+        "mase": float(np.nanmean(error / measured.scale_W[:, None])),
+        "pinball": float(np.nanmean(np.maximum(levels_Q * gap, (levels_Q - 1) * gap))),
+    }
+    for percent in level:
+        low, high = (q_WHQ[..., int(np.argmin(np.abs(levels_Q - side)))] for side in _sides(percent))
+        inside = (y_WH >= low) & (y_WH <= high)
+        found[f"coverage_{percent:g}"] = float(inside[~np.isnan(y_WH)].mean()) if (~np.isnan(y_WH)).any() else np.nan
+    return found
+
+
+def _sides(percent: float) -> tuple[float, float]:
+    return 0.5 - percent / 200, 0.5 + percent / 200
+
+
+def write_report(
+    folder: Path, config: ForecastConfig, data: SeriesData, trained: Trained, measured: Measured
+) -> dict[str, Any]:
+    """Metrics, forecasts and plots of a run, into its folder; returns the contents of ``metrics.json``."""
+    results = {method: figures(measured, method, config.level) for method in measured.quantiles}
+    panel = data.panel
+    metrics = {
+        "task": config.task,
+        "units": "those of the data; mase: of the seasonal naive error in training",
+        "series": len(panel),
+        "rows": {part: int(np.diff(data.split.bounds[part], axis=1).sum()) for part in ("train", "validation", "test")},
+        "windows": {part: len(data.windows(part)) for part in ("train", "validation", "test")},
+        "frequency": str(panel.frequency) if panel.frequency else None,
+        "lookback": data.config.lookback,
+        "horizon": data.config.horizon,
+        "season": measured.season,
+        "split": data.split.description,
+        "notes": list(panel.notes),
+        "best_epoch": trained.best_epoch,
+        "penalty": trained.penalty,
+        "results": results,
+    }
+    frame = forecast_frame(data, measured, config.level)
+    with atomic(folder / PREDICTIONS) as temporary:
+        frame.write_parquet(temporary)
+    draw(folder, config, data, measured, trained)
+    write_json(folder / METRICS, metrics)
+    return metrics
+
+
+def forecast_frame(data: SeriesData, measured: Measured, level: tuple[float, ...]) -> pl.DataFrame:
+    """Long frame of the test forecasts: id, cutoff, stamp, value, and each method with its intervals."""
+    panel, horizon = data.panel, measured.y_WH.shape[1]
+    rows = (measured.cutoff_W[:, None] + np.arange(horizon)).reshape(-1)
+    columns = {
+        "unique_id": pl.Series(panel.ids)[np.repeat(measured.series_W, horizon)],
+        "ds": panel.ds[rows],
+        "cutoff": panel.ds[np.repeat(np.maximum(measured.cutoff_W - 1, 0), horizon)],
+        "y": measured.y_WH.reshape(-1),
+    }
+    for method, quantiles in measured.quantiles.items():
+        columns |= interval_columns(method, quantiles.reshape(-1, quantiles.shape[-1]), measured.levels_Q, level)
+    return pl.DataFrame(columns)
+
+
+def interval_columns(name: str, quantiles: NDArray, levels: NDArray, level: tuple[float, ...]) -> dict[str, NDArray]:
+    """``name``, then ``name-lo-95``, ``name-lo-80``, ``name-hi-80``, ``name-hi-95`` from (..., Q) quantiles."""
+
+    def at(side: float) -> NDArray:
+        return quantiles[..., int(np.argmin(np.abs(levels - side)))]
+
+    columns = {name: at(0.5)}
+    columns |= {f"{name}-lo-{p:g}": at(_sides(p)[0]) for p in sorted(level, reverse=True)}
+    return columns | {f"{name}-hi-{p:g}": at(_sides(p)[1]) for p in sorted(level)}
+
+
+def draw(folder: Path, config: ForecastConfig, data: SeriesData, measured: Measured, trained: Trained) -> None:
+    """Every plot of a run, into ``plots/``."""
+    plots = folder / PLOTS
+    plots.mkdir(exist_ok=True)
+    fans = [fan(data, measured, window, config.level) for window in range(len(measured.y_WH))]
+    chosen = np.unique(np.linspace(0, len(fans) - 1, min(_FANS, len(fans))).round().astype(int))
+    plot_fans(plots / "fan", [fans[i] for i in chosen])
+    median = int(np.argmin(np.abs(measured.levels_Q - 0.5)))
+    errors = {m: np.nanmean(np.abs(measured.y_WH - q[..., median]), axis=0) for m, q in measured.quantiles.items()}
+    plot_horizon_error(plots / "horizon", errors)
+    known = ~np.isnan(measured.y_WH)
+    below = {m: (measured.y_WH[..., None] <= q)[known].mean(axis=0) for m, q in measured.quantiles.items()}
+    plot_coverage(plots / "coverage", measured.levels_Q, below)
+    first = [f for f, s in zip(fans, measured.series_W, strict=True) if s == measured.series_W[0]][:_BACKTEST]
+    start, stop = data.split.bounds["test"][measured.series_W[0]]
+    x = stamps(data.panel.ds[int(start) : int(stop)])
+    plot_backtest(plots / "backtest", x, data.panel.y[start:stop], first, title=data.panel.ids[measured.series_W[0]])
+    if (folder / HISTORY).exists():
+        panels = {"loss": ("train/loss", "val/loss")}
+        plot_training(plots / "training", folder / HISTORY, panels=panels, best_epoch=trained.best_epoch)
+
+
+def fan(data: SeriesData, measured: Measured, window: int, level: tuple[float, ...]) -> Fan:
+    """One test window as a fan chart of our forecast."""
+    panel, cutoff = data.panel, int(measured.cutoff_W[window])
+    horizon = measured.y_WH.shape[1]
+    start = max(int(panel.offsets[measured.series_W[window]]), cutoff - max(2 * horizon, 48))
+    columns = interval_columns(OURS, measured.quantiles[OURS][window], measured.levels_Q, level)
+    intervals = {p: (columns[f"{OURS}-lo-{p:g}"], columns[f"{OURS}-hi-{p:g}"]) for p in level}
+    name = panel.ids[measured.series_W[window]]
+    return Fan(
+        f"{name}, from {panel.ds[cutoff]}", stamps(panel.ds[start:cutoff]), panel.y[start:cutoff],
+        stamps(panel.ds[cutoff : cutoff + horizon]), columns[OURS], intervals, measured.y_WH[window],
+    )  # fmt: skip
+
+
+def stamps(ds: pl.Series) -> NDArray:
+    """Stamps as numpy holds them, by the wall clock of their zone."""
+    if getattr(ds.dtype, "time_zone", None):
+        ds = ds.dt.replace_time_zone(None)
+    return ds.to_numpy()
+
+
+def print_summary(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """The table at the end of a run: on stdout, and as Markdown in the run folder."""
+    table = summary_table(metrics)
+    for note in metrics["notes"]:
+        print(f"note: {note}")
+    show(table)
+    write_text(folder / TABLES, markdown(table))
+    print(f"run folder: {folder}")
+
+
+def summary_table(metrics: Mapping[str, Any]) -> Table:
+    """Test figures of every method."""
+    first = next(iter(metrics["results"].values()))
+    headings = {"mae": "MAE", "rmse": "RMSE", "mase": "MASE", "pinball": "pinball"}
+    headings |= {
+        key: f"{key.removeprefix('coverage_')} % interval holds" for key in first if key.startswith("coverage")
+    }
+    rows = []
+    for method, values in metrics["results"].items():
+        name = f"{method}, {metrics['season']} steps" if method == SEASONAL else method
+        rows.append((name, *(_cell(key, values[key]) for key in headings)))
+    windows = metrics["windows"]
+    title = (
+        f"{metrics['horizon']} steps ahead of {metrics['lookback']}, every {metrics['frequency'] or 'row'}: "
+        f"{windows['test']} test windows"
+    )
+    note = (
+        f"{metrics['split']}; trained on {windows['train']} windows, intervals calibrated on {windows['validation']}; "
+        f"kept epoch: {metrics['best_epoch'] if metrics['best_epoch'] >= 0 else 'none, the linear start'}."
+    )
+    return Table(title, ("method", *headings.values()), tuple(rows), note)
+
+
+def _cell(key: str, value: float | None) -> str:
+    if value is None or np.isnan(value):
+        return "undefined"
+    return f"{value:.1%}" if key.startswith("coverage") else f"{value:.4g}" if abs(value) < 100 else f"{value:,.1f}"

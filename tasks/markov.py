@@ -28,7 +28,7 @@ class MarkovModel:
     """Counts of a base after each context of ``order`` bases; those of shorter contexts are sums of them.
 
     Args:
-        order: Length of the longest context, 0 to 15. Memory grows as 4^(order + 1) * 4 bytes, 256 MiB for 12.
+        order: Length of the longest context, 0 to 15. Memory grows as 4^(order + 1), 430 MiB for 12.
         both_strands: Whether the reverse complement of everything is counted too.
 
     Attributes:
@@ -40,6 +40,7 @@ class MarkovModel:
             raise ConfigError("order", expected="0 to 15", got=str(order))
         self.order, self.both_strands = order, both_strands
         self._counts: list[NDArray[np.uint32]] = []
+        self._totals: list[NDArray[np.uint32]] = []
 
     def fit(self, pieces: Iterable[NDArray[np.uint8]]) -> MarkovModel:
         """Count the k-mers of stretches (L,) of token ids; a k-mer never spans two stretches."""
@@ -49,14 +50,12 @@ class MarkovModel:
             for low in range(0, len(ids_L), _POSITIONS_AT_ONCE):
                 codes_M, _ = kmer_codes(ids_L[max(0, low - self.order) : low + _POSITIONS_AT_ONCE], width)
                 np.add.at(counts, codes_M, 1)
-        if self.both_strands:
-            # Reversing the axes reverses a k-mer, reversing each axis complements it: A, C, G, T are 0 to 3.
-            cube = counts.reshape((4,) * width)
-            counts = (cube + cube.transpose()[(slice(None, None, -1),) * width]).reshape(-1)
-        shorter = [counts]
+                if self.both_strands:
+                    np.add.at(counts, complement_codes(codes_M, width), 1)
+        self._counts = [counts]
         for _ in range(self.order):
-            shorter.append(shorter[-1].reshape(4, -1).sum(0, dtype=np.uint32))
-        self._counts = shorter[::-1]
+            self._counts.insert(0, self._counts[0].reshape(4, -1).sum(0, dtype=np.uint32))
+        self._totals = [counts.reshape(-1, 4).sum(1, dtype=np.uint32) for counts in self._counts]
         return self
 
     def mixed_bits(self, ids_L: NDArray[np.uint8], strength: float = STRENGTH) -> NDArray[np.float32]:
@@ -86,10 +85,9 @@ class MarkovModel:
 
     def _lookup(self, order: int, codes_M: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
         """How often the last base followed its last ``order`` ones, and how often any base did."""
-        counts = self._counts[order]
         kmer_M = codes_M % 4 ** (order + 1)
-        total = counts.reshape(-1, 4).sum(1, dtype=np.uint32)
-        return counts[kmer_M].astype(np.float64), total[kmer_M // 4].astype(np.float64)
+        counted, total = self._counts[order], self._totals[order]
+        return counted[kmer_M].astype(np.float64), total[kmer_M // 4].astype(np.float64)
 
     def _bits(self, ids_L: NDArray[np.uint8], probability) -> NDArray[np.float32]:
         bits_L = np.full(len(ids_L), np.nan, dtype=np.float32)
@@ -126,6 +124,15 @@ def kmer_codes(ids_L: NDArray[np.uint8], width: int) -> tuple[NDArray[np.int64],
         code_L *= 4
         code_L += digit_L[i : i + len(code_L)]
     return code_L[last_L - (width - 1)], last_L
+
+
+def complement_codes(codes_M: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    """Codes of the reverse complements of k-mers of ``width`` bases: digits reversed, A and T, C and G exchanged."""
+    left_M, found_M = codes_M.copy(), np.zeros_like(codes_M)
+    for _ in range(width):
+        found_M = 4 * found_M + (3 - left_M % 4)
+        left_M //= 4
+    return found_M
 
 
 def _is_base(ids_L: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -48,6 +48,24 @@ def test_starts_within_half_a_second(start):
     raise AssertionError(f"{start} took {fastest:.2f} s at best, limit {LIMIT_S} s")
 
 
+def test_pretraining_does_with_an_encoded_genome_and_without_the_table_libraries(tmp_path):
+    """A GPU machine has torch, Lightning and matplotlib, and may lack all of these."""
+    fasta = tmp_path / "g.fa"
+    fasta.write_text(">one\n" + "GATTACA" * 90 + "\n")
+    encode = f"from seqkit.data.encoded import main\nmain([{str(fasta)!r}, {str(tmp_path / 'g.skgenome')!r}])"
+    assert python(encode).returncode == 0
+    arguments = [
+        "fit", "--task", "pretrain", "--fasta", str(tmp_path / "g.skgenome"), "--out", str(tmp_path / "run"),
+        "--length", "32", "--stages.ramp", "[]", "--stages.tokens_per_step", "64", "--trainer.max_steps", "2",
+        "--model.d_model", "8", "--model.headdim", "8", "--device", "cpu",
+    ]  # fmt: skip
+    absent = ("polars", "pysam", "pyfaidx", "Bio", "sklearn")
+    code = f"import sys\nfor name in {absent}:\n    sys.modules[name] = None\n"
+    result = python(code + f"from seqkit.cli import main\nsys.exit(main({arguments}))")
+    assert result.returncode == 0, result.stderr
+    assert "Markov, order 2" in result.stdout
+
+
 def test_module_entry_point_prints_the_verbs():
     command = [sys.executable, "-m", "seqkit", "--help"]
     result = subprocess.run(

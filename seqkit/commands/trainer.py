@@ -172,7 +172,7 @@ def quiet_trainer(
     people_watch = sys.stderr.isatty()
     if people_watch:
         callbacks = [*callbacks, RichProgressBar(leave=False, console_kwargs={"stderr": True})]
-    return lightning.Trainer(
+    trainer = lightning.Trainer(
         **accelerator(torch_device(device)),
         precision=precision,
         callbacks=callbacks,
@@ -186,6 +186,9 @@ def quiet_trainer(
         plugins=[LightningEnvironment()],
         **limits,
     )
+    # Deterministic mode would fill every new tensor before a kernel writes it, which costs a pass over memory each.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    return trainer
 
 
 def last_checkpoint(folder: Path) -> Path | None:

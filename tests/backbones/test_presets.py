@@ -29,4 +29,5 @@ def test_builds_and_runs_one_batch(name):
 
 def test_sizes():
     sizes = {name: sum(p.numel() for p in load(name).parameters()) for name in PRESETS}
+    assert 7_000_000 < sizes.pop("dna-causal") < 8_000_000
     assert all(100_000 < size < 500_000 for size in sizes.values()), sizes

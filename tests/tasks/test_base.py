@@ -28,7 +28,9 @@ def test_masked_mean_of_nothing_is_zero():
     assert masked_mean(torch.ones(3), torch.zeros(3, dtype=torch.bool)).item() == 0
 
 
-@pytest.mark.parametrize("values", [{"lr": 0.0}, {"head_lr": -1.0}, {"clip_norm": math.nan}, {"warmup": 1.5}])
+@pytest.mark.parametrize(
+    "values", [{"lr": 0.0}, {"head_lr": -1.0}, {"clip_norm": math.nan}, {"warmup": 1.5}, {"beta2": 1.0}]
+)
 def test_settings_out_of_range_are_named(values):
     with pytest.raises(ConfigError, match="optim." + next(iter(values))):
         OptimConfig(**values)

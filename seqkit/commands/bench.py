@@ -11,6 +11,8 @@ SUITES = {
     "kernels": "seqkit.kernels.bench",
     "models": "seqkit.bench.models",
     "stream": "seqkit.bench.stream",
+    "delayed-copy": "seqkit.bench.delayed_copy",
+    "claims": "seqkit.bench.claims",
     "variants": "seqkit.bench.variant_io",
 }
 

@@ -197,7 +197,7 @@ def _alternate(
     state = None
     for number, (begin, end) in _ordered(cuts, rightward):
         with guard():
-            stream = _widened(stack, embedded(begin, end))
+            stream = stack.norm.add(embedded(begin, end), None)
             state = _pass(blocks[0], stream, state, borders, number, rightward, reverse)
     for k, block in enumerate(blocks):
         rightward, entering, borders = not rightward, borders, Borders(folder, f"borders-{k + 1}")
@@ -205,12 +205,12 @@ def _alternate(
         for number, (begin, end) in _ordered(cuts, rightward):
             with guard():
                 if k == 0:
-                    stream = _widened(stack, embedded(begin, end))
+                    stream = stack.norm.add(embedded(begin, end), None)
                 else:
                     stream = residual.read(begin, end).transpose(0, 1)
                 y_BLD, carried = _finish(block, stream, carried, entering.read(number), rightward, reverse)
                 if k + 1 < len(blocks):
-                    stream = stream + y_BLD
+                    stream = block.norm.add(y_BLD, stream)
                     rows = stream.transpose(0, 1)
                     residual = residual or Spill(folder / f"residual-{int(reverse)}", rows)
                     residual.write(begin, rows)
@@ -223,11 +223,6 @@ def _alternate(
 def _ordered(cuts: list[tuple[int, int]], rightward: bool) -> list[tuple[int, tuple[int, int]]]:
     numbered = list(enumerate(cuts))
     return numbered if rightward else numbered[::-1]
-
-
-def _widened(stack: Stack, embedded_BLD: Tensor) -> Tensor:
-    """The residual stream in front of the first block."""
-    return stack.norm(embedded_BLD, None)[1]
 
 
 def _reads(mixer: Bidirectional, rightward: bool, reverse: bool) -> str:

@@ -10,7 +10,7 @@ from seqkit.inference.stream import stream
 from seqkit.inference.stream_state import load_state, save_state
 
 SMALL = {"d_model": 16, "headdim": 8, "d_state": 6, "attention_headdim": 8}
-LAYOUTS = ["mamba1*2", "mamba2*2", "mamba3*2"]
+LAYOUTS = ["mamba1*2", "mamba2*2", "mamba3*2", "s4d*2"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 

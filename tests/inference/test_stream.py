@@ -18,7 +18,7 @@ from seqkit.inference.stream_state import StreamState, fingerprint, load_state, 
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"d_model": 16, "headdim": 8, "d_state": 6, "attention_headdim": 8}
-LAYOUTS = ["mamba1*2", "mamba2*3", "mamba3*2"]
+LAYOUTS = ["mamba1*2", "mamba2*3", "mamba3*2", "s4d*2"]
 HYBRID = "mamba2 attention mamba1"
 TWO_SIDED = [
     {"bidirectional": True},
@@ -114,7 +114,7 @@ save_state(sys.argv[1] + "/state", result.state, model)
 
 
 def test_another_process_goes_on_bit_for_bit(tmp_path):
-    model = make("mamba1 mamba2 attention mamba3")
+    model = make("mamba1 mamba2 attention mamba3 s4d")
     save_backbone(tmp_path, model)
     np.save(tmp_path / "ids.npy", tokens(80).numpy())
     for first, last in ((0, 5), (0, 3), (3, 5)):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from seqkit.backbones.loss import IGNORED, chunked_cross_entropy
+from seqkit.backbones.loss import IGNORED, sequence_cross_entropy
 from seqkit.errors import ConfigError
 from seqkit.tasks.base import OptimConfig, SequenceTask, global_sum
 from seqkit.tasks.budget import Budget, cosine_after_warmup
@@ -86,8 +86,10 @@ class PretrainTask(SequenceTask):
 
     def nats(self, question: Question) -> Tensor:
         """Sum of the weighted cross-entropy of all answers."""
-        hidden_BLD, _ = self.net.backbone(question.input_BL)
-        return chunked_cross_entropy(hidden_BLD, self.net.head, question.target_BL, weight_BL=question.weight_BL)[0]
+        net, weight_BL = self.net, question.weight_BL
+        return sequence_cross_entropy(
+            net.backbone, net.head, question.input_BL, question.target_BL, weight_BL=weight_BL
+        )[0]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Store how much time is used."""

@@ -8,7 +8,7 @@ from seqkit.backbones.equivariant import reverse_complement_hidden
 from seqkit.backbones.heads import LanguageHead, PooledHead, PositionHead
 from seqkit.backbones.layout import parse_layout
 from seqkit.backbones.load import adapt_upstream_keys, load_backbone, load_weights, save_backbone
-from seqkit.backbones.loss import chunked_cross_entropy
+from seqkit.backbones.loss import chunked_cross_entropy, sequence_cross_entropy
 from seqkit.backbones.mamba1 import Mamba1
 from seqkit.backbones.mamba2 import Mamba2
 from seqkit.backbones.mamba3 import Mamba3
@@ -57,4 +57,5 @@ __all__ = [
     "parse_layout",
     "reverse_complement_hidden",
     "save_backbone",
+    "sequence_cross_entropy",
 ]

@@ -5,6 +5,7 @@ Legend: B batch, L length, C float channels, D channels (2D for both strands of 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from seqkit.backbones.config import BackboneConfig
 from seqkit.backbones.embed import Embedding
 from seqkit.backbones.equivariant import EquivariantEmbedding, EquivariantStack
+from seqkit.backbones.slabs import run_in_pieces
 from seqkit.backbones.stack import Stack
 from seqkit.errors import ConfigError
 
@@ -87,7 +89,60 @@ class Backbone(nn.Module):
         Returns:
             Hidden states (B, L, D) and the state to continue from.
         """
+        if self.takes_chunks(ids_BL if channels is None else channels):
+            return self.run_in_chunks(
+                lambda hidden_BLD: hidden_BLD, ids_BL, channels, state=state, cu_seqlens=cu_seqlens, parameters=()
+            )
         return self.stack(self.embed(ids_BL, channels), state, cu_seqlens=cu_seqlens)
+
+    def takes_chunks(self, x_BL: Tensor) -> bool:
+        """Whether a sequence (B, L, ...) is longer than ``sequence_chunk``."""
+        return self.config.sequence_chunk is not None and x_BL.shape[1] > self.config.sequence_chunk
+
+    def run_in_chunks(
+        self,
+        answer: Callable[..., Tensor],
+        ids_BL: Tensor | None,
+        channels_BLC: Tensor | None,
+        *more: Tensor,
+        state: Any,
+        cu_seqlens: Tensor | None,
+        parameters: Sequence[Tensor],
+    ) -> tuple[Tensor, Any]:
+        """Run embedding, stack and what follows on ``sequence_chunk`` positions at a time.
+
+        Args:
+            answer: From hidden states (B, l, D) and pieces of ``more`` to (B, l, K).
+            ids_BL: As for :meth:`forward`.
+            channels_BLC: As for :meth:`forward`.
+            more: Tensors (B, L, ...) cut like the input.
+            state: As for :meth:`forward`.
+            cu_seqlens: As for :meth:`forward`.
+            parameters: What ``answer`` uses.
+
+        Returns:
+            Answers (B, L, K) and the state to continue from.
+        """
+        given = [x for x in (ids_BL, channels_BLC) if x is not None]
+
+        def run(pieces: Sequence[Tensor], before: Any, bounds: Tensor | None) -> tuple[Tensor, Any]:
+            ids = None if ids_BL is None else pieces[0]
+            channels = None if channels_BLC is None else pieces[len(given) - 1]
+            hidden_BLD, after = self.stack(self.embed(ids, channels), before, cu_seqlens=bounds)
+            return answer(hidden_BLD, *pieces[len(given) :]), after
+
+        if state is None:
+            state = self.initial_state(len(given[0]) if cu_seqlens is None else len(cu_seqlens) - 1)
+        return run_in_pieces(
+            run,
+            [*given, *more],
+            state,
+            size=self.config.sequence_chunk,
+            cu_seqlens=cu_seqlens,
+            parameters=list(dict.fromkeys((*self.parameters(), *parameters))),
+            truncate=self.config.truncate,
+            random=self.training and self.config.dropout > 0,
+        )
 
     def step(self, ids_B: Tensor | None, state: Any, *, channels: Tensor | None = None) -> tuple[Tensor, Any]:
         """Advance one position per sequence.

@@ -58,7 +58,12 @@ class BackboneConfig:
         offload: Whether those tensors wait for the backward pass in pinned host memory; needs ``checkpoint``. On a CPU
             they are there anyway.
         slab: Positions that a Mamba block takes at a time, forward and backward, when a sequence is longer;
-            nothing wider than d_model then exists for the whole length. None takes every sequence at once.
+            nothing wider than d_model then exists for the whole length. None takes every sequence at once. A
+            bidirectional block runs one sweep of slabs a direction.
+        sequence_chunk: Positions that all blocks of a causal backbone take at a time when a sequence is longer: only
+            the states between chunks are kept, gradients are those of the whole sequence. None takes every sequence
+            at once. Attention is refused: its state is the whole past.
+        truncate: Whether no gradient passes from a chunk to the one before it.
     """
 
     d_model: int
@@ -90,11 +95,13 @@ class BackboneConfig:
     checkpoint: bool = False
     offload: bool = False
     slab: int | None = 131_072
+    sequence_chunk: int | None = None
+    truncate: bool = False
 
     def __post_init__(self) -> None:
         for name in ("d_model", "d_conv", "expand", "headdim", "ngroups", "attention_headdim"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("d_state", "dt_rank", "mimo_rank", "slab"):
+        for name in ("d_state", "dt_rank", "mimo_rank", "slab", "sequence_chunk"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "at least 1, or none")
         self._require("vocab_size", self.vocab_size >= 0, "at least 0")
@@ -106,6 +113,7 @@ class BackboneConfig:
         self._require("rotary_pairing", self.rotary_pairing in PAIRINGS, "adjacent, halves, or none")
         self._require("decay_form", self.decay_form in DECAY_FORMS, "one of " + ", ".join(DECAY_FORMS))
         self._require("offload", self.checkpoint or not self.offload, "false without checkpoint")
+        self._require("truncate", self.sequence_chunk or not self.truncate, "false without sequence_chunk")
         self._check_blocks(parse_layout(self.layout))
         self._check_involution("complement", self.vocab_size)
         self._check_involution("channel_complement", self.n_channels)
@@ -156,6 +164,14 @@ class BackboneConfig:
             raise ConfigError(name, expected=expected, got=str(getattr(self, name)))
 
     def _check_blocks(self, blocks: tuple[str, ...]) -> None:
+        both_sides = self.bidirectional or self.rc_equivariant
+        if self.sequence_chunk and (both_sides or "attention" in blocks):
+            raise ConfigError(
+                "sequence_chunk",
+                expected="none for " + ("a backbone that sees both sides" if both_sides else "a layout with attention"),
+                got=str(self.sequence_chunk),
+                remedy="Use checkpoint and slab, which go block by block.",
+            )
         if "mamba2" in blocks or "mamba3" in blocks:
             inner = self.expand * self.d_model
             self._require("headdim", inner % self.headdim == 0, f"a divisor of expand * d_model = {inner}")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from seqkit.backbones.backbone import Backbone
 from seqkit.errors import ConfigError, ShapeError
 
 IGNORED = -100
@@ -66,6 +67,58 @@ def chunked_cross_entropy(
     return _ChunkedLoss.apply(chunks, hidden_BLD, *parameters)
 
 
+def sequence_cross_entropy(
+    backbone: Backbone,
+    head: nn.Module,
+    ids_BL: Tensor,
+    target_BL: Tensor,
+    *,
+    weight_BL: Tensor | None = None,
+    ignore_index: int = IGNORED,
+) -> tuple[Tensor, Tensor]:
+    """The loss of a language model: as :func:`chunked_cross_entropy` of the backbone's hidden states.
+
+    With ``sequence_chunk`` in the backbone's config even these never exist for the whole length: what is kept for the
+    backward pass are the tokens and the states before every chunk.
+
+    Args:
+        backbone: From tokens to hidden states.
+        head: From hidden states to logits, each position on its own.
+        ids_BL: Tokens (B, L).
+        target_BL: Class of each position (B, L), any integer type, or ``ignore_index``.
+        weight_BL: Weight of each position's loss (B, L), >= 0; None for one.
+        ignore_index: Target of positions that do not count.
+
+    Returns:
+        Weighted sum of the losses in nats, and sum of the weights of the positions that count.
+    """
+    if not backbone.takes_chunks(ids_BL):
+        hidden_BLD, _ = backbone(ids_BL)
+        return chunked_cross_entropy(hidden_BLD, head, target_BL, weight_BL=weight_BL, ignore_index=ignore_index)
+
+    def answer(hidden_BLD: Tensor, target_BL: Tensor) -> Tensor:
+        return _losses(head(hidden_BLD), target_BL, ignore_index).unsqueeze(-1)
+
+    losses_BL1, _ = backbone.run_in_chunks(
+        answer, ids_BL, None, target_BL, state=None, cu_seqlens=None, parameters=list(head.parameters())
+    )
+    losses_BL = losses_BL1.squeeze(-1) if weight_BL is None else losses_BL1.squeeze(-1) * weight_BL
+    return losses_BL.sum(), _total_weight(target_BL, weight_BL, ignore_index, losses_BL.dtype)
+
+
+def _losses(logits_BLV: Tensor, target_BL: Tensor, ignore_index: int) -> Tensor:
+    """Cross-entropy (B, L); the softmax is float32 whatever the head computes in."""
+    logits = logits_BLV.to(torch.promote_types(logits_BLV.dtype, torch.float32)).flatten(0, 1)
+    losses = F.cross_entropy(logits, target_BL.flatten().long(), ignore_index=ignore_index, reduction="none")
+    return losses.view(target_BL.shape)
+
+
+def _total_weight(target_BL: Tensor, weight_BL: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    """Weights of all positions that count."""
+    valid = target_BL != ignore_index
+    return valid.sum().to(dtype) if weight_BL is None else torch.where(valid, weight_BL, 0).sum(dtype=dtype)
+
+
 class _Chunks:
     """Where the positions are cut, and the loss of one cut."""
 
@@ -79,19 +132,9 @@ class _Chunks:
         return (slice(begin, min(begin + self.step, length)) for begin in range(0, length, self.step))
 
     def loss(self, span: slice, hidden: Tensor) -> Tensor:
-        """Weighted sum over one cut; the softmax is float32 whatever the head computes in."""
-        logits = self.head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-        target = self.target[:, span].flatten().long()
-        if self.weight is None:
-            return F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="sum")
-        losses = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
-        return (losses * self.weight[:, span].flatten()).sum(dtype=losses.dtype)
-
-    def total_weight(self, dtype: torch.dtype) -> Tensor:
-        """Weights of all positions that count."""
-        valid = self.target != self.ignore_index
-        return valid.sum().to(dtype) if self.weight is None else torch.where(valid, self.weight, 0).sum(dtype=dtype)
+        """Weighted sum over one cut."""
+        losses = _losses(self.head(hidden), self.target[:, span], self.ignore_index)
+        return (losses if self.weight is None else losses * self.weight[:, span]).sum(dtype=losses.dtype)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -106,7 +149,7 @@ class _ChunkedLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=dtype)
         for span in chunks.spans():
             total += chunks.loss(span, hidden[:, span])
-        weight = chunks.total_weight(dtype)
+        weight = _total_weight(chunks.target, chunks.weight, chunks.ignore_index, dtype)
         ctx.mark_non_differentiable(weight)
         return total, weight
 

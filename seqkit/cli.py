@@ -20,6 +20,7 @@ VERBS = {
     "fit": ("seqkit.commands.fit", "train a model: --task variant-effect, pretrain, forecast"),
     "test": ("seqkit.commands.test", "evaluate a run on labelled input: --ckpt RUN"),
     "predict": ("seqkit.commands.predict", "score new input with a run: --ckpt RUN --out FILE"),
+    "embed": ("seqkit.commands.embed", "average hidden states along whole chromosomes: --ckpt RUN --fasta --out FILE"),
     "doctor": ("seqkit.commands.doctor", "check this machine: torch, CUDA, Triton, one known answer per op"),
     "configs": ("seqkit.commands.configs", "list the tasks and model presets, or print one"),
     "bench": ("seqkit.commands.bench", "time the kernels on this machine: bench kernels"),

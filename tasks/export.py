@@ -64,9 +64,24 @@ def load_weights(folder: Path, module: torch.nn.Module) -> None:
     Raises:
         CheckpointError: The file is truncated, or its tensors do not fit the network.
     """
-    path = folder / WEIGHTS
     try:
-        module.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise CheckpointError(str(path), expected="weights of the model in model.json", got=first) from error
+        module.load_state_dict(read_weights(folder))
+    except RuntimeError as error:
+        raise _unfit(folder / WEIGHTS, error) from error
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The stored weights by name.
+
+    Raises:
+        CheckpointError: The file is absent or truncated.
+    """
+    try:
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise _unfit(folder / WEIGHTS, error) from error
+
+
+def _unfit(path: Path, error: Exception) -> CheckpointError:
+    first = " ".join(str(error).split())[:200]
+    return CheckpointError(str(path), expected="weights of the model in model.json", got=first)

@@ -30,6 +30,8 @@ from seqkit.inference.sweeps import Tape, sweep
 PIECE = 65_536
 """Most positions that a model is given at a time; longer chunks are cut."""
 
+SPILL_PREFIX = "seqkit-stream-"
+
 Chunk = Tensor | np.ndarray | tuple
 
 
@@ -116,7 +118,7 @@ def stream_both_sides(
         for result in stream(model, chunks, piece=piece):
             yield Streamed(result.start, result.hidden)
         return
-    with tempfile.TemporaryDirectory(prefix="seqkit-stream-", dir=folder) as place:
+    with tempfile.TemporaryDirectory(prefix=SPILL_PREFIX, dir=folder) as place:
         tape = Tape(Path(place))
         for chunk in chunks:
             tape.append(*_as_batch(chunk))

@@ -37,11 +37,12 @@ class Layer(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self._rest(x_BLD, y)
 
-    def step(self, x_B1D: Tensor, turns: tuple[Tensor, Tensor], keys: Tensor, values: Tensor) -> Tensor:
-        """One position behind a cache (B, H, T, P), whose last slot receives it."""
+    def step(self, x_B1D: Tensor, turns: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, *, fused: bool) -> Tensor:
+        """One position behind a cache (B, H, T, P), whose last slot receives it; by one kernel or by two products."""
         q, k, v = self._heads(x_B1D, turns)
         keys[:, :, -1:], values[:, :, -1:] = k, v
-        # One query: two products and a softmax read the cache at memory speed, which the fused kernel does not.
+        if fused:
+            return self._rest(x_B1D, F.scaled_dot_product_attention(q, keys, values))
         scores = (q * self.heads[1] ** -0.5) @ keys.transpose(-1, -2)
         return self._rest(x_B1D, scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values)
 
@@ -84,11 +85,13 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     @torch.no_grad()
-    def step(self, ids_B: Tensor, position: Tensor, cache: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def step(
+        self, ids_B: Tensor, position: Tensor, cache: list[tuple[Tensor, Tensor]], *, fused: bool = True
+    ) -> Tensor:
         """Hidden state (B, D) of one position (1,) behind its cache."""
         x, turns = self.embed(ids_B[:, None]), self.turns(position)
         for layer, (keys, values) in zip(self.layers, cache, strict=True):
-            x = layer.step(x, turns, keys, values)
+            x = layer.step(x, turns, keys, values, fused=fused)
         return self.norm(x)[:, 0]
 
     def cache(self, batch: int, positions: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:

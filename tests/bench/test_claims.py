@@ -103,13 +103,14 @@ def test_verdict_on_kernels(ms, provider, verdict):
     assert "50 % of what copy allows" in figure
 
 
-def test_a_transformers_steps_equal_its_pass():
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_transformers_steps_equal_its_pass(fused):
     torch.manual_seed(0)
     model, ids = Transformer(24, 32, 2, headdim=16).double(), torch.randint(7, 11, (2, 6))
     hidden, kept = model(ids), torch.zeros(2, 2, 2, 2, 6, 16, dtype=torch.float64)
     for t in range(6):
         cache = [(keys[:, :, : t + 1], values[:, :, : t + 1]) for keys, values in kept]
-        step = model.step(ids[:, t], torch.tensor([t]), cache)
+        step = model.step(ids[:, t], torch.tensor([t]), cache, fused=fused)
         torch.testing.assert_close(step, hidden[:, t], rtol=1e-5, atol=1e-6)
     assert [part.shape for part in model.cache(2, 6, torch.float32)[0]] == [(2, 2, 7, 16)] * 2
 

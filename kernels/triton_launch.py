@@ -12,6 +12,8 @@ import torch
 from seqkit.kernels.chunks import count_chunks, segment_bounds
 from seqkit.kernels.devices import multiprocessors
 
+# Triton 3.9 asks for a choice and warns without one: a product and a sum are one instruction, as they always were.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read once, as Triton itself does when it decorates a kernel
 TINY = 4  # chunk lengths in the interpreter, where a step costs milliseconds, are divided so that borders are crossed
 
@@ -46,12 +48,14 @@ class CompileCase:
         num_warps: Warps of a program.
         types: Types of the arguments that are neither a float32 pointer (``..._ptr``) nor an int32. Cards without
             bfloat16 get float16 in its place.
+        least: Lowest compute capability on which it is launched so.
     """
 
     kernel: Any
     constants: dict[str, Any]
     num_warps: int = 4
     types: dict[str, str] = field(default_factory=dict)
+    least: tuple[int, int] = (7, 5)
 
 
 class Segments:

@@ -1,6 +1,6 @@
 """Scalar functions that all Triton kernels share.
 
-The one file with inline assembly: the interpreter rejects it, so there exact functions stand in for it.
+Inline assembly stands here and in ``triton_lanes.py``: the interpreter rejects it, so exact functions stand in for it.
 """
 
 from __future__ import annotations

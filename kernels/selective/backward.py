@@ -32,8 +32,9 @@ from seqkit.kernels.selective.tiles import (
     warps_for,
 )
 from seqkit.kernels.triton_chunks import only_if
+from seqkit.kernels.triton_lanes import add_lane_sums, lane_sum_places
 from seqkit.kernels.triton_launch import INTERPRETED, ceil_div, guard, next_power, resident_programs, rows_contiguous
-from seqkit.kernels.triton_math import LN_2, exp2, prefetch, sigmoid, widen
+from seqkit.kernels.triton_math import LN_2, exp2, sigmoid, widen
 
 ADJOINT_BLOCK = 64  # channels of a program
 GRADIENT_BLOCK = 32
@@ -45,10 +46,10 @@ BACKWARD_VARYING = [
 
 
 @triton.jit
-def through_gate(z, y, dy):
-    """Gradients of z and y for y silu(z), and silu(z)."""
+def gate_of(z):
+    """Derivative of silu(z), and silu(z)."""
     gate = sigmoid(z)
-    return dy * y * (gate + z * gate * (1.0 - gate)), dy * z * gate, z * gate
+    return gate + z * gate * (1.0 - gate), z * gate
 
 
 @triton.jit(do_not_specialize=BACKWARD_VARYING)
@@ -102,12 +103,36 @@ def adjoint_kernel(
 
 
 @triton.jit
-def pair_of(ptr, stride, begin, last, mask, MASKED: tl.constexpr, WIDE: tl.constexpr):
-    """Rows of two tokens from number begin on; past the end of the chunk its last one."""
-    first, second = tl.minimum(begin, last) * stride, tl.minimum(begin + 1, last) * stride
+def pair_of(
+    ptr, stride, begin, last, mask, MASKED: tl.constexpr, WIDE: tl.constexpr, POLICY: tl.constexpr
+):  # fmt: skip
+    """Rows of two tokens from number begin on; past the end of the chunk its last one.
+
+    POLICY says what the nearest cache does with them: rows of channels are read once or twice by one program, those of
+    states by every block of channels that it takes.
+    """
+    first, second = tl.minimum(begin, last).to(tl.int64) * stride, tl.minimum(begin + 1, last).to(tl.int64) * stride
     if WIDE:
         first, second = tl.multiple_of(first, 8), tl.multiple_of(second, 8)
-    return take(ptr + first, mask, MASKED), take(ptr + second, mask, MASKED)
+    if MASKED:
+        return (
+            tl.load(ptr + first, mask=mask, other=0.0, eviction_policy=POLICY),
+            tl.load(ptr + second, mask=mask, other=0.0, eviction_policy=POLICY),
+        )
+    else:
+        return tl.load(ptr + first, eviction_policy=POLICY), tl.load(ptr + second, eviction_policy=POLICY)
+
+
+@triton.jit
+def channel_pair(ptr, stride, begin, last, mask, MASKED: tl.constexpr):
+    """Rows of channels of two tokens."""
+    return pair_of(ptr, stride, begin, last, mask, MASKED, False, "evict_first")
+
+
+@triton.jit
+def state_pair(ptr, stride, begin, last, mask, MASKED: tl.constexpr, WIDE: tl.constexpr):
+    """Rows of B or C of two tokens."""
+    return pair_of(ptr, stride, begin, last, mask, MASKED, WIDE, "evict_last")
 
 
 @triton.jit
@@ -120,19 +145,19 @@ def checkpoints(
 
     Rows of channels come from far: they are asked for two pairs ahead.
     """
-    u0, u1 = pair_of(u_ptr, sul, last * 0, last, all_d, MASKED, False)
-    raw0, raw1 = pair_of(delta_ptr, sdl, last * 0, last, all_d, MASKED, False)
-    b0, b1 = pair_of(B_ptr, sBl, last * 0, last, all_n, MASKED, WIDE)
+    u0, u1 = channel_pair(u_ptr, sul, last * 0, last, all_d, MASKED)
+    raw0, raw1 = channel_pair(delta_ptr, sdl, last * 0, last, all_d, MASKED)
+    b0, b1 = state_pair(B_ptr, sBl, last * 0, last, all_n, MASKED, WIDE)
     b0, b1 = widen(b0), widen(b1)
-    second_u0, second_u1 = pair_of(u_ptr, sul, last * 0 + 2, last, all_d, MASKED, False)
-    second_raw0, second_raw1 = pair_of(delta_ptr, sdl, last * 0 + 2, last, all_d, MASKED, False)
+    second_u0, second_u1 = channel_pair(u_ptr, sul, last * 0 + 2, last, all_d, MASKED)
+    second_raw0, second_raw1 = channel_pair(delta_ptr, sdl, last * 0 + 2, last, all_d, MASKED)
     begin = last * 0
     for pair in range(pairs):
-        tl.store(scratch + pair * (NP * BLOCK), state)
+        tl.store(scratch + pair * (NP * BLOCK), state, cache_modifier=".cg")
         begin += 2
-        third_u0, third_u1 = pair_of(u_ptr, sul, begin + 2, last, all_d, MASKED, False)
-        third_raw0, third_raw1 = pair_of(delta_ptr, sdl, begin + 2, last, all_d, MASKED, False)
-        next_b0, next_b1 = pair_of(B_ptr, sBl, begin, last, all_n, MASKED, WIDE)
+        third_u0, third_u1 = channel_pair(u_ptr, sul, begin + 2, last, all_d, MASKED)
+        third_raw0, third_raw1 = channel_pair(delta_ptr, sdl, begin + 2, last, all_d, MASKED)
+        next_b0, next_b1 = state_pair(B_ptr, sBl, begin, last, all_n, MASKED, WIDE)
         delta, positive = step_size(raw0, bias, SOFTPLUS)
         state = exp2(rates * positive[None, :]) * state + b0[:, None] * (delta * u0.to(tl.float32))[None, :]
         delta, positive = step_size(raw1, bias, SOFTPLUS)
@@ -143,16 +168,27 @@ def checkpoints(
 
 
 @triton.jit
-def over_channels(total, tile, column: tl.constexpr, BLOCK: tl.constexpr, SUMS: tl.constexpr):
-    """``total`` [N, 8] with the sums of ``tile`` [N, BLOCK] over its channels added to one column.
+def add_sums(total, tile, column: tl.constexpr, SUMS: tl.constexpr, ROWS: tl.constexpr):
+    """``total`` with the sums of ``tile`` [N, BLOCK] over its channels added to a column: 0 for dB, 1 for dC.
 
-    A product with a matrix of zeros and ones: the tensor cores take terms of 11 bits (SUMS "tf32"), more than bfloat16
-    operands have, or of 24 ("tf32x3"). Where they cannot, sums by shuffles ("shuffle").
+    On the tensor cores with terms in bfloat16 (SUMS "bf16") or of 22 bits ("tf32x2"); where they cannot, by shuffles
+    ("shuffle").
     """
     if SUMS == "shuffle":
-        return total + tl.sum(tile, 1)[:, None] * (tl.arange(0, 8) == column)[None, :].to(tl.float32)
-    ones = ((tl.arange(0, BLOCK) >= 0)[:, None] & (tl.arange(0, 8) == column)[None, :]).to(tl.float32)
-    return tl.dot(tile, ones, total, input_precision=SUMS)
+        return total + tl.sum(tile, 1)[:, None] * (tl.arange(0, 4) == column)[None, :].to(tl.float32)
+    else:
+        return add_lane_sums(total, tile, column, SUMS == "tf32x2", ROWS)
+
+
+@triton.jit
+def sum_places(NP: tl.constexpr, WARPS: tl.constexpr, SUMS: tl.constexpr, ROWS: tl.constexpr):
+    """State, column and presence of every number of a total."""
+    if SUMS == "shuffle":
+        n, column = tl.arange(0, NP)[:, None], tl.arange(0, 4)[None, :]
+        return n + column * 0, column + n * 0, (n >= 0) & (column >= 0)
+    else:
+        n, column, there = lane_sum_places(NP, WARPS, ROWS)
+        return n, column, there & (column < 4)
 
 
 @triton.jit(do_not_specialize=BACKWARD_VARYING)
@@ -163,8 +199,8 @@ def gradient_kernel(
     sgb, sgl, sub, sul, sdb, sdl, sBb, sBl, sBg, sCb, sCl, sCg, szb, szl,
     sdub, sdul, sddb, sddl, sdzb, sdzl, syb, syl,
     N: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-    SUMS: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
-    MASKED: tl.constexpr, WIDE: tl.constexpr,
+    SUMS: tl.constexpr, ROWS: tl.constexpr, WARPS: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr,
+    REVERSE: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of all tokens; dA of every chunk in place of its adjoints, dB and dC of every set of channel blocks.
 
@@ -172,10 +208,10 @@ def gradient_kernel(
     """
     n = tl.arange(0, NP)
     own = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    lines = scratch_ptr + tl.program_id(0).to(tl.int64) * (CHUNK // 2 * NP * BLOCK) + n * BLOCK
     scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * (CHUNK // 2 * NP * BLOCK) + own
     all_n = present(n, n < N, MASKED)
-    slot = tl.arange(0, 8)  # dB and dC of the first token of a pair, then of the second
+    sum_n, slot, there = sum_places(NP, WARPS, SUMS, ROWS)
+    there &= sum_n < N
     per_set = tl.cdiv(blocks, sets)
     token = groups * 2 * N
     if REVERSE:  # from here on strides lead to the next token in scan order
@@ -185,12 +221,12 @@ def gradient_kernel(
         chosen = piece % sets
         g, k = (piece // sets % groups).to(tl.int64), (piece // (sets * groups)).to(tl.int64)
         row, first, count, some = chunk_of(k, segment_ptr, table_ptr, segments, length, per_row, CHUNK, PACKED, REVERSE)
-        last = tl.maximum(count - 1, 0).to(tl.int64)  # a slot without tokens reads a row that exists
+        last = tl.maximum(count - 1, 0)  # a slot without tokens reads a row that exists
         head = -first if REVERSE else first
         B_at = B_ptr + row_start(row, head, g, sBb, sBl, sBg, WIDE) + n
         C_at = C_ptr + row_start(row, head, g, sCb, sCl, sCg, WIDE) + n
         sums = dBC_ptr + (((chosen * batch + row) * length + first) * groups + g) * 2 * N
-        sums += n[:, None] + (slot % 2 * N)[None, :]
+        sums += sum_n + slot % 2 * N
         pairs = tl.cdiv(count, 2)
         for block in range(chosen * per_set, tl.minimum(chosen * per_set + per_set, blocks)):
             more = block > chosen * per_set
@@ -217,73 +253,76 @@ def gradient_kernel(
             dA = tl.zeros((NP, BLOCK), tl.float32)
             dD = tl.zeros((BLOCK,), tl.float32)
             dbias = tl.zeros((BLOCK,), tl.float32)
-            begin = tl.maximum(pairs - 1, 0).to(tl.int64) * 2
-            u0, u1 = pair_of(u_at, sul, begin, last, all_d, MASKED, False)
-            raw0, raw1 = pair_of(delta_at, sdl, begin, last, all_d, MASKED, False)
-            dy0, dy1 = pair_of(dy_at, sgl, begin, last, all_d, MASKED, False)
+            begin = tl.maximum(pairs - 1, 0) * 2
+            u0, u1 = channel_pair(u_at, sul, begin, last, all_d, MASKED)
+            raw0, raw1 = channel_pair(delta_at, sdl, begin, last, all_d, MASKED)
+            dy0, dy1 = channel_pair(dy_at, sgl, begin, last, all_d, MASKED)
             if z_ptr is not None:
-                z0, z1 = pair_of(z_at, szl, begin, last, all_d, MASKED, False)
+                z0, z1 = channel_pair(z_at, szl, begin, last, all_d, MASKED)
             for _back in range(pairs):
                 both = begin < last
-                sum_at = sums + (begin + slot // 2)[None, :] * token
-                on_sum = all_n[:, None] & (slot < (4 if both else 2))[None, :]
+                sum_at = sums + (begin + slot // 2).to(tl.int64) * token
+                if SUMS != "shuffle":  # not so, but gives what is loaded from here the layout of the tiles
+                    sum_at = tl.max_contiguous(sum_at, [1, 32])
+                on_sum = there & (slot < (4 if both else 2))
+                state = tl.load(scratch + begin * (NP * BLOCK // 2), cache_modifier=".cg")
+                b0, b1 = state_pair(B_at, sBl, begin, last, all_n, MASKED, WIDE)
+                c0, c1 = state_pair(C_at, sCl, begin, last, all_n, MASKED, WIDE)
                 total = tl.load(sum_at, mask=only_if(on_sum, more), other=0.0)
-                b0, b1 = pair_of(B_at, sBl, begin, last, all_n, MASKED, WIDE)
-                c0, c1 = pair_of(C_at, sCl, begin, last, all_n, MASKED, WIDE)
                 before = tl.maximum(begin - 2, 0)
-                next_u0, next_u1 = pair_of(u_at, sul, before, last, all_d, MASKED, False)
-                next_raw0, next_raw1 = pair_of(delta_at, sdl, before, last, all_d, MASKED, False)
-                next_dy0, next_dy1 = pair_of(dy_at, sgl, before, last, all_d, MASKED, False)
+                next_u0, next_u1 = channel_pair(u_at, sul, before, last, all_d, MASKED)
+                next_raw0, next_raw1 = channel_pair(delta_at, sdl, before, last, all_d, MASKED)
+                next_dy0, next_dy1 = channel_pair(dy_at, sgl, before, last, all_d, MASKED)
                 if z_ptr is not None:
-                    next_z0, next_z1 = pair_of(z_at, szl, before, last, all_d, MASKED, False)
-                state = tl.load(scratch + begin * (NP * BLOCK // 2))
-                prefetch(lines + before * (NP * BLOCK // 2))
-                us, raws, dys = (
-                    (u0.to(tl.float32), u1.to(tl.float32)),
-                    (raw0, raw1),
-                    (dy0.to(tl.float32), dy1.to(tl.float32) * both),
-                )
+                    next_z0, next_z1 = channel_pair(z_at, szl, before, last, all_d, MASKED)
+                us = (u0.to(tl.float32), u1.to(tl.float32))
+                raws, dys = (raw0, raw1), (dy0.to(tl.float32), dy1.to(tl.float32) * both)
                 delta0, positive0 = step_size(raw0, bias, SOFTPLUS)
                 delta1, positive1 = step_size(raw1, bias, SOFTPLUS)
                 deltas, positives = (delta0, delta1 * both), (positive0, positive1 * both)
-                held0 = exp2(rates * positives[0][None, :]) * state
-                held1 = exp2(rates * positives[1][None, :]) * (
-                    held0 + widen(b0)[:, None] * (deltas[0] * us[0])[None, :]
-                )
-                carried = (held0, held1)
                 for j in tl.static_range(1, -1, -1):
                     mask_d = all_d if j == 0 else only_if(all_d, both)
-                    t = begin + j
-                    u, dy, b, c = us[j], dys[j], widen(b0 if j == 0 else b1), widen(c0 if j == 0 else c1)
+                    t = (begin + j).to(tl.int64)
+                    u, weight, b, c = us[j], dys[j], widen(b0 if j == 0 else b1), widen(c0 if j == 0 else c1)
                     x = deltas[j] * u
-                    state = carried[j] + b[:, None] * x[None, :]
-                    if z_ptr is not None or y_ptr is not None:
-                        y = tl.sum(c[:, None] * state, 0) + skip * u
                     if z_ptr is not None:
                         z = (z0 if j == 0 else z1).to(tl.float32)
-                        dz, dy, gate = through_gate(z, y, dy)
+                        slope, gate = gate_of(z)
+                        weight *= gate
+                    # first what needs no state: it is still on its way
+                    decay = exp2(rates * positives[j][None, :])
+                    adjoint += c[:, None] * weight[None, :]
+                    total = add_sums(total, x[None, :] * adjoint, 2 * j, SUMS, ROWS)
+                    dx = tl.sum(b[:, None] * adjoint, 0)
+                    adjoint *= decay
+                    if j == 1:
+                        earlier = exp2(rates * positives[0][None, :]) * state
+                        earlier += widen(b0)[:, None] * (deltas[0] * us[0])[None, :]
+                        after = decay * earlier + b[:, None] * x[None, :]
+                    else:
+                        after, earlier = earlier, state
+                    if z_ptr is not None or y_ptr is not None:
+                        y = tl.sum(c[:, None] * after, 0) + skip * u
+                    if z_ptr is not None:
+                        dz = dys[j] * y * slope
                         y *= gate
                         tl.store(dz_at + t * sdzl, dz.to(dz_ptr.dtype.element_ty), mask=mask_d)
                     if y_ptr is not None:
                         tl.store(y_at + t * syl, y.to(y_ptr.dtype.element_ty), mask=mask_d)
-                    adjoint += c[:, None] * dy[None, :]
-                    total = over_channels(total, dy[None, :] * state, 2 * j + 1, BLOCK, SUMS)
-                    total = over_channels(total, x[None, :] * adjoint, 2 * j, BLOCK, SUMS)
-                    dx = tl.sum(b[:, None] * adjoint, 0)
-                    q = adjoint * carried[j]
+                    total = add_sums(total, weight[None, :] * after, 2 * j + 1, SUMS, ROWS)
+                    q = adjoint * earlier
                     dA += q * positives[j][None, :]
                     dexponent = tl.sum(rates * q, 0) * LN_2
-                    adjoint = exp2(rates * positives[j][None, :]) * adjoint
                     if SOFTPLUS:
                         ddelta = (u * dx + dexponent) * sigmoid(raws[j].to(tl.float32) + bias)
                     else:
                         ddelta = u * dx + tl.where(deltas[j] < 0, 0.0, dexponent)
                     if j == 1:
                         ddelta *= both
-                    du = deltas[j] * dx + skip * dy
+                    du = deltas[j] * dx + skip * weight
                     tl.store(du_at + t * sdul, du.to(du_ptr.dtype.element_ty), mask=mask_d)
                     tl.store(ddelta_at + t * sddl, ddelta.to(ddelta_ptr.dtype.element_ty), mask=mask_d)
-                    dD += dy * u
+                    dD += weight * u
                     dbias += ddelta
                 tl.store(sum_at, total, mask=on_sum)
                 begin = before
@@ -310,10 +349,10 @@ def _adjoints(call: Call, dy: torch.Tensor, dfinal: torch.Tensor | None):
 
 
 def _sums(call: Call) -> str:
-    """How sums over channels are taken: see :func:`over_channels`."""
-    if INTERPRETED or call.N < 16 or capability(call.u.device.index) < (8, 0):
+    """How sums over channels are taken: see :func:`add_sums`."""
+    if INTERPRETED or call.N <= 4 or capability(call.u.device.index) < (8, 0):
         return "shuffle"
-    return "tf32x3" if torch.float32 in (call.B.dtype, call.C.dtype) else "tf32"
+    return "tf32x2" if torch.float32 in (call.B.dtype, call.C.dtype) else "bf16"
 
 
 def _sets(call: Call, resident: int) -> int:
@@ -349,7 +388,8 @@ def _gradients(call: Call, dy, starts, adjoints, outputs) -> tuple[torch.Tensor,
         du, ddelta, dz, y, sums, vectors[0], vectors[1], *call.spans(), *call.channels(block),
         pieces, batch, sets, *strides_of(dy), *call.strides("u", "delta", "B", "C", "z"),
         *strides_of(du), *strides_of(ddelta), *strides_of(dz), *strides_of(y),
-        SUMS=_sums(call), num_stages=1, **call.constants(block),
+        SUMS=_sums(call), ROWS=min(16, next_power(call.N)), WARPS=warps_for(call.N), num_stages=1,
+        **call.constants(block),
     )  # fmt: skip
     total = sums[0] if sets == 1 else sums.sum(0)
     return total.movedim(3, 0), *vectors

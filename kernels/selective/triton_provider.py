@@ -34,8 +34,13 @@ def compile_cases() -> dict[str, CompileCase]:
         summary_kernel: {"BLOCK": SUMMARY_BLOCK},
         output_kernel: {"BLOCK": OUTPUT_BLOCK},
         adjoint_kernel: {"BLOCK": ADJOINT_BLOCK},
-        gradient_kernel: {"BLOCK": GRADIENT_BLOCK, "SUMS": "tf32"},
+        gradient_kernel: {"BLOCK": GRADIENT_BLOCK, "SUMS": "shuffle", "ROWS": 16, "WARPS": 1},
     }
     cases = {k.__name__: CompileCase(k, {**shape, **own}, num_warps=1, types=types) for k, own in blocks.items()}
+    for sums in ("bf16", "tf32x2"):
+        constants = {**shape, **blocks[gradient_kernel], "SUMS": sums}
+        cases[f"gradient_kernel-{sums}"] = CompileCase(
+            gradient_kernel, constants, num_warps=1, types=types, least=(8, 0)
+        )
     chain = {"N": 16, "BLOCK": CHAIN_BLOCK, "CHUNK": CHUNKS[0][1], "STEPS": CHAIN_STEPS, "PACKED": True, "FLIP": True}
     return cases | {"chain_kernel": CompileCase(chain_kernel, chain, num_warps=1, types=types)}

@@ -157,7 +157,9 @@ class Call:
             return None if t is None else t.to(torch.float32).contiguous()
 
         batch, length, heads, head_channels = x.shape
-        (self.G, self.N), self.single = B.shape[2:], all(t.dtype != torch.float32 for t in (x, B, C))
+        self.G, self.N = B.shape[2:]
+        # One 16-bit format for all: of two, neither holds what the other does.
+        self.single = x.dtype != torch.float32 and x.dtype == B.dtype == C.dtype
         self.parts = _parts(head_channels, self.N, self.single)
         self.H, self.P = heads * self.parts, head_channels // self.parts
         self.x, self.raw, self.B, self.C, self.z = x, dt, B, C, z

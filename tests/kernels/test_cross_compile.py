@@ -6,8 +6,10 @@ leaves out fails a test here.
 
 import importlib
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -22,8 +24,14 @@ MODULES = (
     if dispatch.triton_installed() and not INTERPRETED
     else []
 )
-CASES = [(module, name) for module in MODULES for name in importlib.import_module(module).compile_cases()]
 CARDS = list(devices.ROWS)
+CASES = [
+    pytest.param(module, name, card, id=f"{module.removeprefix('seqkit.kernels.')}-{name}-sm_{card[0]}{card[1]}")
+    for module in MODULES
+    for name, case in importlib.import_module(module).compile_cases().items()
+    for card in CARDS
+    if card >= case.least
+]
 COMPILED = pytest.mark.skipif(not CASES, reason="needs Triton, and not its interpreter, which compiles nothing")
 
 
@@ -32,24 +40,40 @@ def type_of(name, types, bfloat16):
     return found if bfloat16 else found.replace("bf16", "fp16")
 
 
-@COMPILED
-@pytest.mark.parametrize("card", CARDS, ids=lambda card: f"sm_{card[0]}{card[1]}")
-@pytest.mark.parametrize(("module", "name"), CASES, ids=lambda part: part.removeprefix("seqkit.kernels."))
-def test_compiles_and_fits(module, name, card):
+def compile_for(case, card):
     import triton
     from triton.backends.compiler import GPUTarget
 
-    case, row = importlib.import_module(module).compile_cases()[name], devices.ROWS[card]
     names = [parameter.name for parameter in case.kernel.params]
     assert case.constants.keys() <= set(names)
     bfloat16 = devices.has_bfloat16(card)
     signature = {n: "constexpr" if n in case.constants else type_of(n, case.types, bfloat16) for n in names}
     source = triton.compiler.ASTSource(case.kernel, signature=signature, constexprs=case.constants)
     target = GPUTarget("cuda", card[0] * 10 + card[1], 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": case.num_warps})
-    assert compiled.metadata.shared <= row.shared_memory
+    return triton.compile(source, target=target, options={"num_warps": case.num_warps})
+
+
+@COMPILED
+@pytest.mark.parametrize(("module", "name", "card"), CASES)
+def test_compiles_and_fits(module, name, card):
+    compiled = compile_for(importlib.import_module(module).compile_cases()[name], card)
+    assert compiled.metadata.shared <= devices.ROWS[card].shared_memory
     assert f".target sm_{card[0]}{card[1]}" in compiled.asm["ptx"]
     assert compiled.asm["cubin"]
+
+
+@COMPILED
+@pytest.mark.parametrize(("states", "warps"), [(8, 1), (16, 1), (64, 4), (256, 8)])
+def test_sums_over_lanes_find_tiles_as_they_expect_them(states, warps):
+    """Channel d in lane d, rows dealt out to the warps in turn: what kernels/triton_lanes.py builds on."""
+    case = importlib.import_module("seqkit.kernels.selective.triton_provider").compile_cases()["gradient_kernel-bf16"]
+    sizes = {"N": states, "NP": states, "ROWS": min(16, states), "WARPS": warps}
+    code = compile_for(replace(case, constants=case.constants | sizes, num_warps=warps), (9, 0)).asm["ttgir"]
+    layouts = re.findall(r"elementwise_inline_asm \"\{ \.reg .* : tensor<(\d+)x32x\w+, (#\w+)>", code)
+    assert {int(rows) for rows, _ in layouts} == {states}
+    (layout,) = {name for _, name in layouts}
+    kept = r" = #ttg\.blocked<\{sizePerThread = \[1, 1\], threadsPerWarp = \[1, 32\], warpsPerCTA = \[%d, 1\]"
+    assert re.search(layout + kept % warps, code)
 
 
 @COMPILED
@@ -61,6 +85,9 @@ def test_no_kernel_is_left_out(module):
     provider = importlib.import_module(module)
     package = module.rpartition(".")[0]
     listed = {case.kernel.__name__ for case in provider.compile_cases().values()}
+    assert all(
+        min(c.least for c in provider.compile_cases().values() if c.kernel.__name__ == n) == CARDS[0] for n in listed
+    )
     there = set()
     for part in {case.kernel.__module__ for case in provider.compile_cases().values()} | {module}:
         assert part.startswith(package)

@@ -91,6 +91,7 @@ def fit_linear(
     penalties: Sequence[float] = PENALTIES,
     validation_CT: ArrayLike | None = None,
     stride: int = 1,
+    bias: bool = True,
 ) -> LinearMap:
     """Ridge regression over all training windows, the penalty chosen on validation windows.
 
@@ -102,11 +103,12 @@ def fit_linear(
         penalties: Candidates; with one there is nothing to choose.
         validation_CT: Series whose windows choose, with L steps of context in front; needed for several penalties.
         stride: Steps between training windows.
+        bias: Whether to fit one; on a short series of its own it is a drift, and rarely a good one.
     """
     gram, cross = np.zeros((lookback + 1, lookback + 1)), np.zeros((lookback + 1, horizon))
     for x, y in windows(train_CT, lookback, horizon, stride):
         anchored, anchor, scale = _anchored(x, kind)
-        design = np.concatenate([anchored, scale], axis=1)
+        design = np.concatenate([anchored, scale * bias], axis=1)
         gram += design.T @ design
         cross += design.T @ (y - anchor)
     unit = gram.diagonal()[:-1].mean() or 1.0

@@ -13,6 +13,7 @@ SUITES = {
     "stream": "seqkit.bench.stream",
     "delayed-copy": "seqkit.bench.delayed_copy",
     "claims": "seqkit.bench.claims",
+    "series": "seqkit.bench.series.command",
     "variants": "seqkit.bench.variant_io",
 }
 

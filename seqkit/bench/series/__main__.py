@@ -1,0 +1,3 @@
+from seqkit.bench.series.command import main
+
+main()

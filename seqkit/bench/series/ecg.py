@@ -1,0 +1,94 @@
+"""MIT-BIH record 100: one step ahead at every test sample, and 250 samples (0.7 s) ahead from 520 origins.
+
+Samples 0-454,999 train, to 519,999 validation, to 649,999 test; z-scores by training mean and deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqkit.bench.series import files
+from seqkit.bench.series.rows import LEVELS, Row, distribution_metrics, point_metrics, timed
+from seqkit.tasks.series_baselines import conformal_quantiles, seasonal_naive, seasonal_naive_quantiles
+from seqkit.tasks.series_linear import LinearMap, fit_autoregression, fit_linear, windows
+from seqkit.tasks.series_metrics import mse
+
+FILES = ("100.dat",)
+LEADS = ("MLII", "V5")
+VALIDATION, TEST = 455_000, 520_000
+HORIZON, LOOKBACK = 250, 1000
+ORDERS = (2, 8, 32, 128)
+STRIDE = 10  # between training windows of the ridge: neighbours differ by 3 ms
+BEAT = 292  # samples between beats in the training part, on average
+
+
+def load(folder: Path) -> NDArray:
+    """Both leads, z-scored: (2, 650000)."""
+    series = files.ecg(folder)
+    known = series[:, :VALIDATION]
+    return (series - known.mean(1, keepdims=True)) / known.std(1, keepdims=True)
+
+
+def origins(z_T: NDArray, lookback: int) -> tuple[NDArray, NDArray]:
+    """Histories (520, L) and futures (520, 250) of one lead."""
+    starts = np.arange(TEST, len(z_T) - HORIZON + 1, HORIZON)
+    return (
+        np.stack([z_T[s - lookback : s] for s in starts]),
+        np.stack([z_T[s : s + HORIZON] for s in starts]),
+    )
+
+
+def ridge_quantiles(z_T: NDArray, model: LinearMap, x: NDArray) -> NDArray:
+    """Conformal quantiles of the ridge from validation windows."""
+    blocks = list(windows(z_T[VALIDATION - LOOKBACK : TEST], LOOKBACK, HORIZON, HORIZON // 5))
+    residuals = np.concatenate([y - model.predict(history) for history, y in blocks])
+    return model.predict(x)[..., None] + conformal_quantiles(residuals, LEVELS)
+
+
+def one_step_autoregression(series: NDArray, order: int) -> dict[str, float]:
+    """Error and log likelihood of every test sample given all before it."""
+    model, start = fit_autoregression(series[:VALIDATION], order), TEST - order
+    likelihood = model.log_likelihood(series[start:], start=order)
+    return {"mse": mse(series[TEST:], model.one_step(series[start:])[order:]), "log_likelihood": likelihood}
+
+
+def recursive(series: NDArray, order: int, x: NDArray, y: NDArray) -> dict[str, float]:
+    """An autoregression fed with its own forecasts."""
+    return point_metrics(y, fit_autoregression(series[:VALIDATION], order).forecast(x, HORIZON))
+
+
+def direct_ridge(series: NDArray, x: NDArray, y: NDArray) -> dict[str, float]:
+    """One linear map from a thousand samples to the horizon, with conformal quantiles."""
+    validation = series[VALIDATION - LOOKBACK : TEST]
+    options = {"kind": "linear", "stride": STRIDE, "validation_CT": validation}
+    model = fit_linear(series[:VALIDATION], LOOKBACK, HORIZON, **options)
+    return point_metrics(y, model.predict(x)) | distribution_metrics(y, ridge_quantiles(series, model, x))
+
+
+def seasonal(x: NDArray, y: NDArray) -> dict[str, float]:
+    """The last beat's length again, with the quantiles of such errors."""
+    quantiles = seasonal_naive_quantiles(x, HORIZON, BEAT, LEVELS)
+    return point_metrics(y, seasonal_naive(x, HORIZON, BEAT)) | distribution_metrics(y, quantiles)
+
+
+def baselines(folder: Path) -> Iterator[Row]:
+    """Last value, mean, autoregressions, seasonal naive, ridge."""
+    for lead, series in zip(LEADS, load(folder), strict=True):
+        protocol, truth = f"ECG {lead} 1", series[TEST:]
+        yield timed(
+            protocol, "last value", lambda truth, before: {"mse": mse(truth, before)}, truth, series[TEST - 1 : -1]
+        )
+        yield timed(protocol, "train mean", lambda truth: {"mse": mse(truth, 0 * truth)}, truth)
+        for order in ORDERS:
+            yield timed(protocol, f"AR({order})", one_step_autoregression, series, order)
+        protocol, (x, y) = f"ECG {lead} {HORIZON}", origins(series, LOOKBACK)
+        yield timed(protocol, "last value", point_metrics, y, np.repeat(x[:, -1:], HORIZON, 1))
+        yield timed(protocol, "train mean", point_metrics, y, np.zeros_like(y))
+        yield timed(protocol, f"seasonal naive {BEAT}", seasonal, x, y)
+        for order in ORDERS:
+            yield timed(protocol, f"AR({order})", recursive, series, order, x, y)
+        yield timed(protocol, f"ridge {LOOKBACK}", direct_ridge, series, x, y)

@@ -20,7 +20,7 @@ _LINE_ENDS = b"\r\n"
 
 
 @dataclass(frozen=True)
-class Stretch:
+class SequencePiece:
     """Bases that follow each other in one record.
 
     Attributes:
@@ -34,12 +34,12 @@ class Stretch:
     bases: np.ndarray
 
 
-def read_sequences(path: str | os.PathLike[str], size: int) -> Iterator[Stretch]:
+def read_sequences(path: str | os.PathLike[str], size: int) -> Iterator[SequencePiece]:
     """All records of a FASTA file in order.
 
     Args:
         path: FASTA file, compressed or not.
-        size: Most bases in a stretch; only a record's last one is shorter.
+        size: Most bases in a piece; only a record's last one is shorter.
 
     Raises:
         InputError: The file is absent, no FASTA, or cut off.
@@ -57,16 +57,16 @@ def read_sequences(path: str | os.PathLike[str], size: int) -> Iterator[Stretch]
         for name, bases in _records(file, path):
             if name != contig:
                 if waiting:
-                    yield Stretch(contig, start, np.frombuffer(bytes(waiting), dtype=np.uint8))
+                    yield SequencePiece(contig, start, np.frombuffer(bytes(waiting), dtype=np.uint8))
                 contig, start, waiting = name, 0, bytearray()
             waiting += bases
             whole = len(waiting) - len(waiting) % size
             for begin in range(0, whole, size):
-                yield Stretch(contig, start, np.frombuffer(bytes(waiting[begin : begin + size]), dtype=np.uint8))
+                yield SequencePiece(contig, start, np.frombuffer(bytes(waiting[begin : begin + size]), dtype=np.uint8))
                 start += size
             del waiting[:whole]
         if waiting:
-            yield Stretch(contig, start, np.frombuffer(bytes(waiting), dtype=np.uint8))
+            yield SequencePiece(contig, start, np.frombuffer(bytes(waiting), dtype=np.uint8))
 
 
 def _records(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:

@@ -15,6 +15,9 @@ from seqkit.backbones.parameters import Linear
 from seqkit.backbones.state import AttentionState
 from seqkit.errors import ConfigError
 
+QUERIES = 1024
+"""Positions behind a cache that attend at a time."""
+
 
 class Attention(nn.Module):
     """Multi-head attention as a mixer, causal or over both sides.
@@ -139,13 +142,23 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, ca
     new, total = q.shape[2], k.shape[2]
     if valid is None and (not causal or new == total or new == 1):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal and new == total and new > 1)
+    if valid is None:
+        return torch.cat([_behind_cache(q, k, v, begin) for begin in range(0, new, QUERIES)], dim=2)
     query = torch.arange(total - new, total, device=q.device)[:, None]
     key = torch.arange(total, device=q.device)
     allowed = key <= query if causal else torch.ones_like(key <= query)
-    if valid is not None:
-        # A slot that fills up a short segment still sees itself: a row without any key would be NaN.
-        allowed = (allowed & valid[:, None, None, :]) | (key == query)
+    # A slot that fills up a short segment still sees itself: a row without any key would be NaN.
+    allowed = (allowed & valid[:, None, None, :]) | (key == query)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+
+
+def _behind_cache(q: Tensor, k: Tensor, v: Tensor, begin: int) -> Tensor:
+    """Causal attention of a few of the last M of T positions: a mask of all M x T would outgrow keys and values."""
+    first = k.shape[2] - q.shape[2] + begin
+    q = q[:, :, begin : begin + QUERIES]
+    seen = first + q.shape[2]
+    query, key = torch.arange(first, seen, device=q.device)[:, None], torch.arange(seen, device=q.device)
+    return F.scaled_dot_product_attention(q, k[:, :, :seen], v[:, :, :seen], attn_mask=key <= query)
 
 
 def _rotate(x_SHMP: Tensor, positions_SM: Tensor, base: float) -> Tensor:

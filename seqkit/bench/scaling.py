@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqkit.backbones import Backbone, BackboneConfig
+from seqkit.backbones.loss import IGNORED, chunked_cross_entropy
 from seqkit.bench.transformer import Transformer
 from seqkit.kernels.bench.measure import milliseconds
 
@@ -73,8 +74,9 @@ class NextToken(nn.Module):
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """The loss."""
-        logits = self.output(self.hidden(ids_BL)[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1).float(), ids_BL[:, 1:].flatten())
+        target_BL = F.pad(ids_BL[:, 1:], (0, 1), value=IGNORED)
+        total, count = chunked_cross_entropy(self.hidden(ids_BL), self.output, target_BL)
+        return total / count
 
 
 def measure(

@@ -52,9 +52,9 @@ def read_bases(fasta: str | None, bases: int | None, piece: int, seed: int) -> I
     from seqkit.tokenizers.dna import DNATokenizer
 
     left = sys.maxsize if bases is None else bases
-    for stretch in read_sequences(fasta, piece):
-        yield DNATokenizer().encode(stretch.bases[:left])
-        left -= min(len(stretch.bases), left)
+    for part in read_sequences(fasta, piece):
+        yield DNATokenizer().encode(part.bases[:left])
+        left -= min(len(part.bases), left)
         if not left:
             return
 

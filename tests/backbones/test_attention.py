@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from seqkit.backbones import Attention
+from seqkit.backbones import Attention, attention
 from seqkit.errors import ConfigError
 
 
@@ -25,6 +25,16 @@ def test_equals_the_definition(causal, headdim):
     module = Attention(12, headdim=headdim, causal=causal).double()
     x = torch.randn(2, 9, 12, dtype=torch.float64)
     torch.testing.assert_close(module(x)[0], naive_attention(module, x), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("queries", [1, 3, 100])
+def test_chunks_behind_a_cache_equal_the_definition(queries, monkeypatch):
+    monkeypatch.setattr(attention, "QUERIES", queries)
+    module = Attention(12, headdim=6).double()
+    x = torch.randn(2, 17, 12, dtype=torch.float64)
+    first, state = module(x[:, :5])
+    second, _ = module(x[:, 5:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), naive_attention(module, x), rtol=1e-9, atol=1e-11)
 
 
 def test_scores_depend_on_distance_only():

@@ -13,7 +13,7 @@ from seqkit.errors import ConfigError, InputError
 TEXT = b">one first\nACGTN\nacg\n>empty\n>two\r\nTTTT\r\nGG\r\n"
 
 
-def stretches(path, size=4):
+def pieces(path, size=4):
     return [(s.contig, s.start, s.bases.tobytes()) for s in read_sequences(path, size)]
 
 
@@ -22,14 +22,14 @@ def test_known_file(tmp_path, opener):
     with opener(tmp_path / "x.fa", "wb") as out:
         out.write(TEXT)
     expected = [("one", 0, b"ACGT"), ("one", 4, b"Nacg"), ("two", 0, b"TTTT"), ("two", 4, b"GG")]
-    assert stretches(tmp_path / "x.fa") == expected
+    assert pieces(tmp_path / "x.fa") == expected
 
 
 @given(
     records=st.lists(st.text("ACGTNacgt", max_size=40), min_size=1, max_size=4),
     width=st.integers(1, 12), size=st.integers(1, 50), block=st.integers(1, 30),
 )  # fmt: skip
-def test_stretches_join_to_the_records(tmp_path_factory, records, width, size, block):
+def test_pieces_join_to_the_records(tmp_path_factory, records, width, size, block):
     path = tmp_path_factory.mktemp("fasta") / "x.fa"
     lines = [
         f">record{i} of them\n" + "".join(r[at : at + width] + "\n" for at in range(0, len(r), width))
@@ -38,7 +38,7 @@ def test_stretches_join_to_the_records(tmp_path_factory, records, width, size, b
     path.write_text("".join(lines))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sequential, "_BLOCK_BYTES", block)
-        found = stretches(path, size)
+        found = pieces(path, size)
     for i, record in enumerate(records):
         own = [(start, bases) for name, start, bases in found if name == f"record{i}"]
         assert b"".join(bases for _, bases in own).decode() == record
@@ -47,8 +47,8 @@ def test_stretches_join_to_the_records(tmp_path_factory, records, width, size, b
 
 def test_a_bgzip_genome_reads_as_by_index(shared_data):
     path = shared_data / "human-chr20-hg19" / "20.fa.gz"
-    stretch = next(s for s in read_sequences(path, 1_000_000) if s.start == 2_000_000)
-    np.testing.assert_array_equal(stretch.bases, Fasta(path).fetch_array("20", 2_000_000, 3_000_000, soft_mask=True))
+    piece = next(s for s in read_sequences(path, 1_000_000) if s.start == 2_000_000)
+    np.testing.assert_array_equal(piece.bases, Fasta(path).fetch_array("20", 2_000_000, 3_000_000, soft_mask=True))
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_files_that_are_no_whole_fasta(tmp_path, content, message):
     if content is not None:
         (tmp_path / "x.fa").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        stretches(tmp_path / "x.fa")
+        pieces(tmp_path / "x.fa")
 
 
 def test_a_size_of_nothing(tmp_path):
     with pytest.raises(ConfigError, match="at least 1 base"):
-        stretches(tmp_path / "x.fa", 0)
+        pieces(tmp_path / "x.fa", 0)

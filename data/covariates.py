@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from seqkit.data.frequency import Frequency
-from seqkit.data.series import Panel
+from seqkit.data.series import Panel, pick
 from seqkit.errors import ConfigError, InputError
 
 _MOST_CATEGORIES = 256
@@ -122,7 +122,7 @@ class CovariateEncoder:
         static: tuple[str, ...] = (), calendar: bool = True,
     ) -> CovariateEncoder:  # fmt: skip
         """Take statistics from the training ``rows`` of a panel."""
-        chosen = panel.exogenous[rows]
+        chosen = pick(panel.exogenous, rows)
         for name in static:
             _require_constant(panel, name)
         return cls(

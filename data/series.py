@@ -84,9 +84,14 @@ class Panel:
         rows = np.concatenate([np.arange(self.offsets[s], self.offsets[s + 1]) for s in series])
         offsets = np.concatenate([[0], np.cumsum(self.lengths[series])]).astype(np.int64)
         return Panel(
-            [self.ids[s] for s in series], offsets, self.ds[rows], self.y[rows], self.frequency, self.exogenous[rows],
+            [self.ids[s] for s in series], offsets, self.ds[rows], self.y[rows], self.frequency, pick(self.exogenous, rows),
             self.roles, self.notes,
         )  # fmt: skip
+
+
+def pick(table: pl.DataFrame, rows: NDArray) -> pl.DataFrame:
+    """Rows of a table by number; one without columns has none to pick from."""
+    return table[rows] if table.width else table
 
 
 def load_panel(

@@ -37,7 +37,7 @@ class GridConfig:
         infinite: refuse, or read infinities as missing.
     """
 
-    freq: str | int | None = None
+    freq: str | int | Frequency | None = None
     irregular: bool = False
     time_zone: str | None = None
     gaps: str = "fill"

@@ -6,7 +6,7 @@ static covariates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from seqkit.data.covariates import Encoded
 from seqkit.data.series import Panel
 from seqkit.errors import ConfigError, InputError
-from seqkit.tokenizers.numeric import SeriesScaler
+from seqkit.tokenizers.numeric import SeriesScaler, Sums
 
 
 class WindowIndex:
@@ -57,16 +57,20 @@ class ScaledPanel:
         scaler: Fitted on training rows.
         encoded: Covariates of the panel's rows.
         channels: Whether the series of an aligned panel are the channels of one.
+        before: Sums of the rows before the panel's, by series, for a running scaler.
     """
 
-    def __init__(self, panel: Panel, scaler: SeriesScaler, encoded: Encoded, *, channels: bool = False):
+    def __init__(
+        self, panel: Panel, scaler: SeriesScaler, encoded: Encoded, *, channels: bool = False,
+        before: Mapping[str, Sums] | None = None,
+    ):  # fmt: skip
         if channels and not panel.aligned:
             raise InputError(
                 "mix", expected="series that share all stamps", got="series that do not",
                 remedy="Fill them to one grid, or set mix=false.",
             )  # fmt: skip
         self.panel, self.scaler, self.encoded, self.channels = panel, scaler, encoded, channels
-        self.loc, self.scale = scaler.tables(panel.y, panel.offsets, panel.ids)
+        self.loc, self.scale = scaler.tables(panel.y, panel.offsets, panel.ids, before)
 
     def scaling(self, series_B: NDArray, row_B: NDArray) -> tuple[NDArray, NDArray]:
         """Centre and spread (B,) as known at a row, which for a running scaler counts up to that row."""

@@ -1,9 +1,9 @@
 """Mamba models for genomes and time series of a million steps."""
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "score_variants"]
+__all__ = ["Forecaster", "__version__", "score_variants"]
 
-_LAZY = {"score_variants": "seqkit.commands.variant_scores"}
+_LAZY = {"Forecaster": "seqkit.commands.forecaster", "score_variants": "seqkit.commands.variant_scores"}
 
 
 def __getattr__(name: str):

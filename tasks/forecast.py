@@ -16,7 +16,6 @@ from seqkit.tasks.base import OptimConfig, SequenceTask, masked_mean
 from seqkit.tasks.ridge import Ridge, fit_ridge
 from seqkit.tasks.series_net import Forecast, SeriesNet, normalise
 
-MONITOR = ("val/loss", "min")
 _LEAST_SCORES = 400
 """Scores wanted for one step's calibration; steps next to it lend theirs where there are fewer windows."""
 

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from seqkit import configs
-from seqkit.backbones import BackboneConfig
 from seqkit.commands.arguments import model_presets, parse
+from seqkit.commands.forecast_model import TASK, ForecastConfig, build_task, shape_of
 from seqkit.commands.forecast_report import measure, print_summary, write_report
+from seqkit.commands.forecast_trained import TrainedForecast
 from seqkit.commands.run_folder import METRICS, open_run, write_manifest
-from seqkit.commands.trainer import TrainerConfig, last_checkpoint, make_trainer
-from seqkit.data.series_data import SeriesData, SeriesDataConfig, batches, load_series
+from seqkit.commands.trainer import last_checkpoint, make_trainer
+from seqkit.data.series_data import SeriesData, batches, load_series
 from seqkit.data.series_modules import SeriesDataModule
-from seqkit.tasks.base import OptimConfig
-from seqkit.tasks.export import save_model
-from seqkit.tasks.forecast import MONITOR, ForecastTask
-from seqkit.tasks.series_encoder import SeriesShape, TokenConfig
-from seqkit.tasks.series_net import ForecastNetConfig, SeriesNet
+from seqkit.tasks.forecast import ForecastTask
 
-TASK = "forecast"
 ALIASES = {
     "table": "data.table",
     "series": "data.table",
@@ -44,35 +42,6 @@ ALIASES = {
 _CLOSED_FORM_WINDOWS = 20_000
 """Windows that the closed-form start reads, at even distances where there are more."""
 _CALIBRATION_WINDOWS = 4_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForecastConfig:
-    """Everything that decides a forecasting run.
-
-    Attributes:
-        task: forecast.
-        seed: Seed of weights, order and dropout.
-        level: Percentages of the intervals in tables and plots.
-        nonnegative: Whether forecasts below zero become zero.
-        data: Series, windows, covariates and split.
-        model: Architecture of the backbone.
-        tokens: How numbers become tokens.
-        net: Head, normalisation, linear path.
-        optim: Optimiser and schedule.
-        trainer: Epochs, device, precision.
-    """
-
-    task: str = TASK
-    seed: int = 0
-    level: tuple[float, ...] = (80.0, 95.0)
-    nonnegative: bool = False
-    data: SeriesDataConfig = field(default_factory=SeriesDataConfig)
-    model: BackboneConfig = field(default_factory=lambda: BackboneConfig(d_model=32, layout="mamba2*2"))
-    tokens: TokenConfig = field(default_factory=TokenConfig)
-    net: ForecastNetConfig = field(default_factory=ForecastNetConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
 class Trained(NamedTuple):
@@ -121,17 +90,18 @@ def train_and_evaluate(config: ForecastConfig, folder: Path) -> dict[str, Any]:
     trained = train(config, data, folder)
     measured = measure(trained, data, level=config.level)
     metrics = write_report(folder, config, data, trained, measured)
-    save_model(folder, trained.task, describe(config, data))
+    TrainedForecast.of(trained.task, config, data).save(folder)
     return metrics
 
 
-def train(config: ForecastConfig, data: SeriesData, folder: Path) -> Trained:
+def train(config: ForecastConfig, data: SeriesData, folder: Path, *, progress: bool = True) -> Trained:
     """Train on the training windows, keep what is best on the validation windows, calibrate there.
 
     Args:
         config: Settings, sizes filled in.
         data: Series.
         folder: Gets checkpoints and the history.
+        progress: Whether people see a progress bar.
     """
     task, ridge = start(config, data)
     validation = data.windows("validation")
@@ -143,10 +113,11 @@ def train(config: ForecastConfig, data: SeriesData, folder: Path) -> Trained:
         workers=config.data.workers,
         seed=config.seed,
     )
-    linear, _ = start(config, data)
-    before = validation_loss(linear, data)
+    linear = copy.deepcopy(task)
+    # Without held-out windows there is nothing to choose an epoch by: training runs to its end.
+    monitor, before = ("val/loss", validation_loss(linear, data)) if len(validation) else ("train/loss", math.inf)
     trainer = make_trainer(
-        folder, config.trainer, monitor=MONITOR[0], mode=MONITOR[1], clip_norm=config.optim.clip_norm
+        folder, config.trainer, monitor=monitor, mode="min", clip_norm=config.optim.clip_norm, progress=progress
     )
     trainer.fit(task, module, ckpt_path=last_checkpoint(folder), weights_only=True)
     kept = trainer.checkpoint_callback
@@ -160,15 +131,12 @@ def train(config: ForecastConfig, data: SeriesData, folder: Path) -> Trained:
 
 
 def start(config: ForecastConfig, data: SeriesData):
-    """The task of a run before training, on its closed-form start; the same weights for the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        net = build_net(config.model, config.tokens, config.net, shape_of(data))
-        task = ForecastTask(net, optim=config.optim, seed=config.seed, nonnegative=config.nonnegative)
+    """The task of a run before training, on its closed-form start, and the ridge solution."""
+    task = build_task(config, shape_of(data))
     windows = {part: data.windows(part) for part in ("train", "validation")}
     passes = [lambda w=w: batches(w, 512, _CLOSED_FORM_WINDOWS) for w in windows.values()]
     if config.tokens.kind == "bins":
-        net.encoder.fit_bins(torch.cat([batch["z"].flatten() for batch in passes[0]()]))
+        task.net.encoder.fit_bins(torch.cat([batch["z"].flatten() for batch in passes[0]()]))
     return task, task.start(*passes)
 
 
@@ -178,33 +146,3 @@ def validation_loss(task: ForecastTask, data: SeriesData) -> float:
     task.eval()
     sums = sum(task.validation_sums(batch) for batch in batches(data.windows("validation"), 256))
     return float(sums[0] / sums[1].clamp(min=1))
-
-
-def shape_of(data: SeriesData) -> SeriesShape:
-    """Sizes of a data set's windows."""
-    return SeriesShape(
-        lookback=data.config.lookback,
-        horizon=data.config.horizon,
-        channels=len(data.panel) if data.scaled.channels else 1,
-        irregular=data.panel.frequency is None,
-        **data.encoder.widths,
-    )
-
-
-def build_net(model: BackboneConfig, tokens: TokenConfig, net: ForecastNetConfig, shape: SeriesShape) -> SeriesNet:
-    """The network of a run."""
-    return SeriesNet(model, tokens, net, shape)
-
-
-def describe(config: ForecastConfig, data: SeriesData) -> dict[str, Any]:
-    """What ``predict`` and ``test`` need to rebuild the model and read further series."""
-    return {
-        "task": TASK,
-        "shape": shape_of(data),
-        "model": config.model,
-        "tokens": config.tokens,
-        "net": config.net,
-        "data": config.data,
-        "nonnegative": config.nonnegative,
-        "series": data.describe(),
-    }

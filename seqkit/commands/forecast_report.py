@@ -14,6 +14,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from seqkit.commands.forecast_frames import at_level, interval_columns, interval_levels, sides
 from seqkit.commands.run_folder import METRICS
 from seqkit.commands.trainer import HISTORY
 from seqkit.data.series_data import SeriesData, batches
@@ -25,7 +26,8 @@ from seqkit.report.training import plot_training
 from seqkit.tasks.forecast import ForecastTask, conformal_shift
 
 if TYPE_CHECKING:
-    from seqkit.commands.forecast import ForecastConfig, Trained
+    from seqkit.commands.forecast import Trained
+    from seqkit.commands.forecast_model import ForecastConfig
 
 OURS, LINEAR, SEASONAL = "seqkit", "linear (ridge)", "seasonal naive"
 PLOTS, TABLES, PREDICTIONS = "plots", "results.md", "predictions.parquet"
@@ -56,37 +58,42 @@ class Measured(NamedTuple):
     season: int
 
 
-def levels_for(percentages: tuple[float, ...], own: torch.Tensor) -> torch.Tensor:
-    """Quantile levels of intervals, joined with a model's own."""
-    bounds = [(0.5 - p / 200, 0.5 + p / 200) for p in percentages]
-    return torch.tensor(
-        sorted({round(x, 6) for pair in bounds for x in pair} | {round(float(x), 6) for x in own} | {0.5})
-    )
-
-
 def measure(trained: Trained, data: SeriesData, *, level: tuple[float, ...]) -> Measured:
     """Forecast the test windows with the model, the linear start and the seasonal naive method."""
-    levels = levels_for(level, trained.task.levels).double()
+    measured = measure_task(trained.task, data, level=level)
+    linear = forecast_windows(trained.linear, data.windows("test"), measured.levels_Q)
+    seasonal = measured.quantiles.pop(SEASONAL)
+    measured.quantiles.update({LINEAR: linear, SEASONAL: seasonal})
+    return measured
+
+
+def measure_task(task: ForecastTask, data: SeriesData, *, level: tuple[float, ...]) -> Measured:
+    """Forecast the test windows with a model and the seasonal naive method."""
+    levels = interval_levels(level, task.levels.tolist())
     test, validation = data.windows("test"), data.windows("validation")
-    quantiles = {
-        OURS: forecast_windows(trained.task, test, levels),
-        LINEAR: forecast_windows(trained.linear, test, levels),
-    }
     season = best_season(data, validation)
-    held = seasonal_windows(data, validation, season)
-    score = torch.from_numpy(targets(data, validation) - held)
-    shift = conformal_shift(score.unsqueeze(-1).expand(*score.shape, len(levels)), levels).numpy()
-    quantiles[SEASONAL] = seasonal_windows(data, test, season)[..., None] + shift
+    naive = seasonal_windows(data, test, season)[..., None]
+    if len(validation):
+        score = torch.from_numpy(targets(data, validation) - seasonal_windows(data, validation, season))
+        shift = conformal_shift(score.unsqueeze(-1).expand(*score.shape, len(levels)), torch.from_numpy(levels)).numpy()
+    else:
+        shift = np.zeros((data.config.horizon, len(levels)))
+    quantiles = {OURS: forecast_windows(task, test, levels), SEASONAL: naive + shift}
     series_W, cutoff_W = places(data, test)
     scale_S = seasonal_scale(data, season)
-    return Measured(targets(data, test), levels.numpy(), quantiles, series_W, cutoff_W, scale_S[series_W], season)
+    return Measured(targets(data, test), levels, quantiles, series_W, cutoff_W, scale_S[series_W], season)
 
 
 @torch.no_grad()
-def forecast_windows(task: ForecastTask, windows: SeriesWindows, levels: torch.Tensor) -> NDArray:
+def forecast_windows(task: ForecastTask, windows: SeriesWindows, levels: NDArray) -> NDArray:
     """Calibrated quantiles (W, H, Q), channel by channel."""
     task.eval()
-    parts = [task.quantiles(batch, levels).flatten(0, 1).numpy() for batch in batches(windows, _BATCH)]
+    device = next(task.parameters()).device
+    wanted = torch.from_numpy(levels).to(device)
+    parts = []
+    for batch in batches(windows, _BATCH):
+        on_device = {name: value.to(device) for name, value in batch.items()}
+        parts.append(task.quantiles(on_device, wanted).flatten(0, 1).cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -151,7 +158,7 @@ def seasonal_scale(data: SeriesData, season: int) -> NDArray:
 def figures(measured: Measured, method: str, level: tuple[float, ...]) -> dict[str, float]:
     """Metrics of one method in the units of the data; MASE and coverage have none."""
     q_WHQ, y_WH, levels_Q = measured.quantiles[method], measured.y_WH, measured.levels_Q
-    centre = q_WHQ[..., int(np.argmin(np.abs(levels_Q - 0.5)))]
+    centre = at_level(q_WHQ, levels_Q, 0.5)
     error = np.abs(y_WH - centre)
     gap = y_WH[..., None] - q_WHQ
     found = {
@@ -161,20 +168,25 @@ def figures(measured: Measured, method: str, level: tuple[float, ...]) -> dict[s
         "pinball": float(np.nanmean(np.maximum(levels_Q * gap, (levels_Q - 1) * gap))),
     }
     for percent in level:
-        low, high = (q_WHQ[..., int(np.argmin(np.abs(levels_Q - side)))] for side in _sides(percent))
+        low, high = (at_level(q_WHQ, levels_Q, side) for side in sides(percent))
         inside = (y_WH >= low) & (y_WH <= high)
         found[f"coverage_{percent:g}"] = float(inside[~np.isnan(y_WH)].mean()) if (~np.isnan(y_WH)).any() else np.nan
     return found
-
-
-def _sides(percent: float) -> tuple[float, float]:
-    return 0.5 - percent / 200, 0.5 + percent / 200
 
 
 def write_report(
     folder: Path, config: ForecastConfig, data: SeriesData, trained: Trained, measured: Measured
 ) -> dict[str, Any]:
     """Metrics, forecasts and plots of a run, into its folder; returns the contents of ``metrics.json``."""
+    return write_measured(
+        folder, config, data, measured, {"best_epoch": trained.best_epoch, "penalty": trained.penalty}
+    )
+
+
+def write_measured(
+    folder: Path, config: ForecastConfig, data: SeriesData, measured: Measured, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Metrics, forecasts and plots of test windows, into a folder; ``more`` joins the metrics."""
     results = {method: figures(measured, method, config.level) for method in measured.quantiles}
     panel = data.panel
     metrics = {
@@ -189,14 +201,13 @@ def write_report(
         "season": measured.season,
         "split": data.split.description,
         "notes": list(panel.notes),
-        "best_epoch": trained.best_epoch,
-        "penalty": trained.penalty,
+        **(more or {}),
         "results": results,
     }
     frame = forecast_frame(data, measured, config.level)
     with atomic(folder / PREDICTIONS) as temporary:
         frame.write_parquet(temporary)
-    draw(folder, config, data, measured, trained)
+    draw(folder, config, data, measured, metrics.get("best_epoch"))
     write_json(folder / METRICS, metrics)
     return metrics
 
@@ -216,26 +227,15 @@ def forecast_frame(data: SeriesData, measured: Measured, level: tuple[float, ...
     return pl.DataFrame(columns)
 
 
-def interval_columns(name: str, quantiles: NDArray, levels: NDArray, level: tuple[float, ...]) -> dict[str, NDArray]:
-    """``name``, then ``name-lo-95``, ``name-lo-80``, ``name-hi-80``, ``name-hi-95`` from (..., Q) quantiles."""
-
-    def at(side: float) -> NDArray:
-        return quantiles[..., int(np.argmin(np.abs(levels - side)))]
-
-    columns = {name: at(0.5)}
-    columns |= {f"{name}-lo-{p:g}": at(_sides(p)[0]) for p in sorted(level, reverse=True)}
-    return columns | {f"{name}-hi-{p:g}": at(_sides(p)[1]) for p in sorted(level)}
-
-
-def draw(folder: Path, config: ForecastConfig, data: SeriesData, measured: Measured, trained: Trained) -> None:
+def draw(folder: Path, config: ForecastConfig, data: SeriesData, measured: Measured, best_epoch: int | None) -> None:
     """Every plot of a run, into ``plots/``."""
     plots = folder / PLOTS
     plots.mkdir(exist_ok=True)
     fans = [fan(data, measured, window, config.level) for window in range(len(measured.y_WH))]
     chosen = np.unique(np.linspace(0, len(fans) - 1, min(_FANS, len(fans))).round().astype(int))
     plot_fans(plots / "fan", [fans[i] for i in chosen])
-    median = int(np.argmin(np.abs(measured.levels_Q - 0.5)))
-    errors = {m: np.nanmean(np.abs(measured.y_WH - q[..., median]), axis=0) for m, q in measured.quantiles.items()}
+    medians = {m: at_level(q, measured.levels_Q, 0.5) for m, q in measured.quantiles.items()}
+    errors = {m: np.nanmean(np.abs(measured.y_WH - q), axis=0) for m, q in medians.items()}
     plot_horizon_error(plots / "horizon", errors)
     known = ~np.isnan(measured.y_WH)
     below = {m: (measured.y_WH[..., None] <= q)[known].mean(axis=0) for m, q in measured.quantiles.items()}
@@ -246,7 +246,7 @@ def draw(folder: Path, config: ForecastConfig, data: SeriesData, measured: Measu
     plot_backtest(plots / "backtest", x, data.panel.y[start:stop], first, title=data.panel.ids[measured.series_W[0]])
     if (folder / HISTORY).exists():
         panels = {"loss": ("train/loss", "val/loss")}
-        plot_training(plots / "training", folder / HISTORY, panels=panels, best_epoch=trained.best_epoch)
+        plot_training(plots / "training", folder / HISTORY, panels=panels, best_epoch=best_epoch)
 
 
 def fan(data: SeriesData, measured: Measured, window: int, level: tuple[float, ...]) -> Fan:
@@ -296,11 +296,13 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
         f"{metrics['horizon']} steps ahead of {metrics['lookback']}, every {metrics['frequency'] or 'row'}: "
         f"{windows['test']} test windows"
     )
-    note = (
-        f"{metrics['split']}; trained on {windows['train']} windows, intervals calibrated on {windows['validation']}; "
-        f"kept epoch: {metrics['best_epoch'] if metrics['best_epoch'] >= 0 else 'none, the linear start'}."
-    )
-    return Table(title, ("method", *headings.values()), tuple(rows), note)
+    note = metrics["split"]
+    if "best_epoch" in metrics:
+        kept = f"epoch {metrics['best_epoch']}" if metrics["best_epoch"] >= 0 else "the linear start"
+        note += (
+            f"; trained on {windows['train']} windows, intervals calibrated on {windows['validation']}; kept: {kept}"
+        )
+    return Table(title, ("method", *headings.values()), tuple(rows), note + ".")
 
 
 def _cell(key: str, value: float | None) -> str:

@@ -14,6 +14,7 @@ import polars as pl
 
 import seqkit
 from seqkit.commands.arguments import parse
+from seqkit.commands.dispatch import task_command
 from seqkit.commands.haplotype_scores import formats, require_one_output, score_sample
 from seqkit.commands.trained import load_trained
 from seqkit.commands.trainer import torch_device
@@ -32,6 +33,7 @@ from seqkit.files import sha256
 from seqkit.inference.score import progress_bar
 from seqkit.tasks.export import WEIGHTS
 
+OTHER_TASKS = {"forecast": "seqkit.commands.forecast_predict"}
 CHUNK = 8192
 """Most records scored and written at once; fewer where windows are longer than 1,024 bases."""
 SCANNED = 100_000
@@ -72,7 +74,10 @@ PREDICT_ALIASES = {name: ALIASES[name] for name in INPUT_ALIASES} | {"info-prefi
 
 
 def run(argv: Sequence[str]) -> int:
-    """Score a file and write all of its records."""
+    """Score a file and write all of its records, or hand over to the task of the checkpoint."""
+    other = task_command("predict", argv, OTHER_TASKS)
+    if other is not None:
+        return other(list(argv))
     config, own, _ = parse("seqkit predict", PredictConfig, argv, aliases=PREDICT_ALIASES, flags=("resume", "norm"))
     check_arguments(config, own["resume"])
     trained = load_trained(config.ckpt, config.task)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from seqkit.commands.arguments import parse
+from seqkit.commands.dispatch import task_command
 from seqkit.commands.run_folder import open_run
 from seqkit.commands.trained import TrainedVariantEffect, load_trained
 from seqkit.commands.trainer import torch_device
@@ -37,6 +38,7 @@ class TestConfig:
     data: VariantDataConfig = field(default_factory=VariantDataConfig)
 
 
+OTHER_TASKS = {"forecast": "seqkit.commands.forecast_predict"}
 INPUT_ALIASES = (
     "fasta",
     "variants",
@@ -54,7 +56,10 @@ TEST_ALIASES = {name: ALIASES[name] for name in INPUT_ALIASES}
 
 
 def run(argv: Sequence[str]) -> int:
-    """Score labelled rows, write metrics, predictions and plots, print the table."""
+    """Score labelled rows, write metrics, predictions and plots, print the table; other tasks have their own way."""
+    other = task_command("test", argv, OTHER_TASKS)
+    if other is not None:
+        return other(list(argv))
     config, own, resolved = parse(
         "seqkit test", TestConfig, argv, aliases=TEST_ALIASES, flags=("overwrite",), options=("out",)
     )

@@ -123,7 +123,7 @@ def accelerator(device: torch.device) -> dict[str, object]:
 
 
 def make_trainer(
-    folder: Path, config: TrainerConfig, *, monitor: str, mode: str, clip_norm: float
+    folder: Path, config: TrainerConfig, *, monitor: str, mode: str, clip_norm: float, progress: bool = True
 ) -> lightning.Trainer:
     """Build the trainer of a run.
 
@@ -133,6 +133,7 @@ def make_trainer(
         monitor: Validation metric that chooses the best checkpoint and stops training.
         mode: ``max`` or ``min``.
         clip_norm: Largest gradient norm.
+        progress: Whether people see a progress bar.
     """
     quiet_lightning()
     if config.threads:
@@ -154,11 +155,12 @@ def make_trainer(
         precision=config.precision,
         max_epochs=config.max_epochs,
         gradient_clip_val=clip_norm,
+        progress=progress,
     )
 
 
 def quiet_trainer(
-    folder: Path, callbacks: list[Callback], *, device: str, precision: str, **limits
+    folder: Path, callbacks: list[Callback], *, device: str, precision: str, progress: bool = True, **limits
 ) -> lightning.Trainer:
     """A trainer that shows progress to people alone, repeats itself and is one process.
 
@@ -167,9 +169,10 @@ def quiet_trainer(
         callbacks: Of the run; a progress bar joins them where stderr is a terminal.
         device: As :func:`torch_device` takes it.
         precision: As Lightning names it.
+        progress: False shows none, to anyone.
         limits: Further arguments of Lightning's trainer.
     """
-    people_watch = sys.stderr.isatty()
+    people_watch = progress and sys.stderr.isatty()
     if people_watch:
         callbacks = [*callbacks, RichProgressBar(leave=False, console_kwargs={"stderr": True})]
     trainer = lightning.Trainer(

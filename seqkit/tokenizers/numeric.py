@@ -7,6 +7,7 @@ Legend: N rows of all series, S series, B batch, L steps, P steps in a patch, K 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,9 @@ from seqkit.errors import ConfigError, ShapeError
 
 SCALINGS = ("none", "global", "series", "running")
 _LEAST_SCALE = 1e-8
+Sums = tuple[float, float, float]
+"""Number, sum and sum of squares of the values of a series so far."""
+NOTHING: Sums = (0, 0.0, 0.0)
 _EARLY = 8
 """Weight, in observations, of the prior of the running scaler: its first values are not divided by almost nothing."""
 
@@ -58,20 +62,26 @@ class SeriesScaler:
             }
         return self
 
-    def tables(self, y: NDArray, offsets: NDArray, ids: list[str]) -> tuple[NDArray, NDArray]:
+    def tables(
+        self, y: NDArray, offsets: NDArray, ids: list[str], before: Mapping[str, Sums] | None = None
+    ) -> tuple[NDArray, NDArray]:
         """Centre and spread for the rows of a panel.
 
         Args:
             y: (N,) values; those of series that ``fit`` has not met give their own centre.
             offsets: (S + 1,) bounds.
             ids: Names.
+            before: By name, the sums of the rows that came before those of the panel, for ``running``.
 
         Returns:
             Two float64 arrays, (N,) for ``running`` and (S,) otherwise.
         """
         if self.kind == "running":
-            parts = [self._running(y[a:b]) for a, b in pairwise(offsets)]
-            return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+            sums = [
+                self.sums(y[a:b], (before or {}).get(name, NOTHING))
+                for name, (a, b) in zip(ids, pairwise(offsets), strict=True)
+            ]
+            return self._running(*(np.concatenate(parts) for parts in zip(*sums, strict=True)))
         if self.kind != "series":
             return np.full(len(ids), self.loc), np.full(len(ids), self.scale)
         pairs = [
@@ -80,14 +90,19 @@ class SeriesScaler:
         ]
         return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
 
-    def _running(self, y: NDArray) -> tuple[NDArray, NDArray]:
-        """Mean and deviation of the values so far, with the prior's weight; O(1) per row given the sums."""
+    def sums(self, y: NDArray, before: Sums = NOTHING) -> tuple[NDArray, NDArray, NDArray]:
+        """Number, sum and sum of squares of the prescaled values so far, (N,) each, for one series.
+
+        Args:
+            y: (N,) values that follow each other.
+            before: What ``sums`` gave for the row before the first.
+        """
         seen = ~np.isnan(y)
         z = np.where(seen, (y - self.loc) / self.scale, 0.0)
-        return self.running_from(np.cumsum(seen), np.cumsum(z), np.cumsum(z * z))
+        return tuple(first + np.cumsum(part) for first, part in zip(before, (seen, z, z * z), strict=True))
 
-    def running_from(self, count: NDArray, total: NDArray, squares: NDArray) -> tuple[NDArray, NDArray]:
-        """Centre and spread from the number, sum and sum of squares of the prescaled values so far."""
+    def _running(self, count: NDArray, total: NDArray, squares: NDArray) -> tuple[NDArray, NDArray]:
+        """Mean and deviation of the values so far, with the prior's weight."""
         weight = count + _EARLY
         mean = total / weight
         variance = (squares + _EARLY) / weight - mean * mean

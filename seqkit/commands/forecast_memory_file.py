@@ -1,0 +1,117 @@
+"""A forecaster's memory as one file that another process goes on from.
+
+The file is safetensors: values and stamps as tensors, and in the header, as JSON text, the format's version, names,
+types, covariates and a fingerprint of the model. Nothing in it runs when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import safetensors
+import safetensors.torch
+import torch
+
+from seqkit.commands.forecast_memory import Memory
+from seqkit.commands.forecast_trained import TrainedForecast
+from seqkit.data.frequency import Frequency
+from seqkit.data.series import Panel
+from seqkit.data.series_frames import Roles
+from seqkit.errors import CheckpointError
+from seqkit.files import atomic
+
+FORMAT = "seqkit-forecast-memory"
+VERSION = 1
+
+
+def fingerprint(trained: TrainedForecast) -> str:
+    """Digest of everything that a forecast depends on besides the series: weights, calibration, scaler, covariates."""
+    scaler = trained.scaler.to_dict() | {"by_series": None}  # series may join
+    digest = hashlib.sha256(json.dumps([scaler, trained.encoder.to_dict(), str(trained.frequency)]).encode())
+    for name, tensor in sorted(trained.task.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_memory(path: Path, memory: Memory, trained: TrainedForecast, **more: Any) -> None:
+    """Write a memory, whole or not at all; ``more`` plain values join the header."""
+    panel = memory.panel
+    tensors = {
+        "y": torch.from_numpy(panel.y.copy()),
+        "offsets": torch.from_numpy(panel.offsets.copy()),
+        "ds": torch.from_numpy(panel.ds.to_physical().cast(pl.Int64).to_numpy().copy()),
+    }
+    header = {
+        "version": VERSION,
+        "model": fingerprint(trained),
+        "ids": panel.ids,
+        "roles": list(panel.roles),
+        "time": _time_type(panel.ds),
+        "frequency": str(panel.frequency) if panel.frequency is not None else None,
+        "exogenous": {name: panel.exogenous[name].to_list() for name in panel.exogenous.columns},
+        "before": memory.before,
+        "rows": memory.rows,
+        "scaler": trained.scaler.to_dict(),
+        **more,
+    }
+    with atomic(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={FORMAT: json.dumps(header)})
+
+
+def load_memory(path: Path, trained: TrainedForecast) -> tuple[Memory, dict[str, Any]]:
+    """Read what :func:`save_memory` wrote for this model.
+
+    Returns:
+        The memory, and the header.
+
+    Raises:
+        CheckpointError: The file is damaged, of another version, or belongs to another model.
+    """
+    header, tensors = _read(path)
+    if header["version"] != VERSION:
+        raise CheckpointError(str(path), expected=f"version {VERSION}", got=f"version {header['version']}")
+    if header["model"] != fingerprint(trained):
+        raise CheckpointError(str(path), expected="a memory of this model", got="one of another")
+    trained.scaler.by_series.update({k: tuple(v) for k, v in header["scaler"]["by_series"].items()})
+    ds = _stamps(tensors["ds"], header["time"])
+    frequency = None if header["frequency"] is None else Frequency.parse(header["frequency"])
+    panel = Panel(
+        header["ids"], tensors["offsets"].numpy().astype(np.int64), ds, tensors["y"].numpy(), frequency,
+        pl.DataFrame(header["exogenous"]), Roles(*header["roles"]),
+    )  # fmt: skip
+    before = {name: tuple(sums) for name, sums in header["before"].items()}
+    return Memory(panel, before, header["rows"]), header
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(str(path), expected="a forecaster's memory", got="no such file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (ValueError, OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(str(path), expected="an intact forecaster's memory", got=str(error)) from error
+    if not isinstance(header, dict) or not {"version", "model", "ids"} <= header.keys():
+        raise CheckpointError(str(path), expected="a forecaster's memory", got="a file without its header")
+    return header, tensors
+
+
+def _time_type(ds: pl.Series) -> list[str | None]:
+    if isinstance(ds.dtype, pl.Datetime):
+        return ["datetime", ds.dtype.time_unit, ds.dtype.time_zone]
+    return ["date" if ds.dtype == pl.Date else "integer", None, None]
+
+
+def _stamps(physical: torch.Tensor, kind: list[str | None]) -> pl.Series:
+    name, unit, zone = kind
+    ds = pl.Series("ds", physical.numpy())
+    if name == "datetime":
+        return ds.cast(pl.Datetime(unit, zone))
+    return ds.cast(pl.Int32).cast(pl.Date) if name == "date" else ds

@@ -9,7 +9,7 @@ Legend: N rows of all series, S series.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -83,10 +83,14 @@ class Panel:
         """A panel of some of the series."""
         rows = np.concatenate([np.arange(self.offsets[s], self.offsets[s + 1]) for s in series])
         offsets = np.concatenate([[0], np.cumsum(self.lengths[series])]).astype(np.int64)
-        return Panel(
-            [self.ids[s] for s in series], offsets, self.ds[rows], self.y[rows], self.frequency, pick(self.exogenous, rows),
-            self.roles, self.notes,
-        )  # fmt: skip
+        return replace(
+            self,
+            ids=[self.ids[s] for s in series],
+            offsets=offsets,
+            ds=self.ds[rows],
+            y=self.y[rows],
+            exogenous=pick(self.exogenous, rows),
+        )
 
 
 def pick(table: pl.DataFrame, rows: NDArray) -> pl.DataFrame:

@@ -56,7 +56,7 @@ def appended(panel: Panel, new: Panel, *, gaps: str = "fill") -> Panel:
     order = {name: place for place, name in enumerate([*panel.ids, *(n for n in new.ids if n not in set(panel.ids))])}
     rows = pl.concat([rows_of(panel), rows_of(new)], how="diagonal_relaxed")
     grid = GridConfig(irregular=True) if panel.frequency is None else GridConfig(freq=panel.frequency, gaps=gaps)
-    whole = panel_of_frame(rows, panel.roles, grid)
+    whole = panel_of_frame(rows.sort(KEYS, maintain_order=True), panel.roles, grid)
     return whole.take(np.array(sorted(range(len(whole)), key=lambda s: order[whole.ids[s]])))
 
 

@@ -90,6 +90,8 @@ class SeriesEncoder(nn.Module):
             inputs = {"vocab_size": 0, "n_channels": shape.channels * self.values.width + covariates * self.patch}
         self.backbone = Backbone(replace(model, **inputs))
         self.backbone.require_causal("forecasting")
+        if shape.irregular:
+            self.backbone.require_time()
 
     @property
     def width(self) -> int:

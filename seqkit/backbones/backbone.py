@@ -70,6 +70,25 @@ class Backbone(nn.Module):
                 remedy="Such a backbone sees the next token; use a masked objective or a causal backbone.",
             )
 
+    def require_time(self) -> None:
+        """Refuse uneven distances between positions where a block cannot read them.
+
+        Raises:
+            ConfigError: The layout holds such a block, both sides are read, or blocks are to be computed again.
+        """
+        if set(self.config.blocks) - {"mamba1", "mamba2"}:
+            raise ConfigError(
+                "layout", expected="mamba1 and mamba2 for irregular times, whose steps can differ",
+                got=self.config.layout,
+            )  # fmt: skip
+        self.require_causal("irregular times")
+        if self.config.checkpoint or self.config.sequence_chunk is not None:
+            raise ConfigError(
+                "checkpoint",
+                expected="false, and no sequence_chunk, for irregular times",
+                got="a setting that cuts memory",
+            )
+
     def forward(
         self,
         ids_BL: Tensor | None = None,
@@ -77,6 +96,7 @@ class Backbone(nn.Module):
         channels: Tensor | None = None,
         state: Any = None,
         cu_seqlens: Tensor | None = None,
+        step_size: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         """Run a batch, a chunk of one, or packed segments.
 
@@ -85,10 +105,18 @@ class Backbone(nn.Module):
             channels: Float channels (B, L, C) when ``n_channels`` is C.
             state: State returned for the chunk before; None at the start.
             cu_seqlens: (S + 1,) int32 bounds of packed segments (B = 1); the state then has S rows.
+            step_size: (B, L) distance of each position from the one before, in units of the usual one, where
+                positions are not evenly spaced.
 
         Returns:
             Hidden states (B, L, D) and the state to continue from.
+
+        Raises:
+            ConfigError: ``step_size`` is given and a block cannot read it.
         """
+        if step_size is not None:
+            self.require_time()
+            return self.stack(self.embed(ids_BL, channels), state, cu_seqlens=cu_seqlens, step_size=step_size)
         if self.takes_chunks(ids_BL if channels is None else channels):
             return self.run_in_chunks(
                 lambda hidden_BLD: hidden_BLD, ids_BL, channels, state=state, cu_seqlens=cu_seqlens, parameters=()

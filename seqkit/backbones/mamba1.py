@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from seqkit.backbones.conv import DepthwiseConv
-from seqkit.backbones.mixer import ProjectedMixer, ScanCore
+from seqkit.backbones.mixer import ProjectedMixer, ScanCore, timed
 from seqkit.backbones.parameters import Linear, time_step_bias
 from seqkit.backbones.state import Mamba1State
 from seqkit.kernels import selective_inner, selective_scan, selective_step
@@ -73,6 +73,7 @@ class Mamba1Core(ScanCore):
     """
 
     float32_parameters = ("A_log", "D")
+    reads_time = True
 
     def __init__(
         self,
@@ -123,16 +124,28 @@ class Mamba1Core(ScanCore):
         return Mamba1State(self.conv1d.initial_state(batch), ssm)
 
     def scan(
-        self, uz_BLE: Tensor, state: Mamba1State | None, *, cu_seqlens: Tensor | None, reverse: bool
+        self,
+        uz_BLE: Tensor,
+        state: Mamba1State | None,
+        *,
+        cu_seqlens: Tensor | None,
+        reverse: bool,
+        step_size: Tensor | None = None,
     ) -> tuple[Tensor, Mamba1State]:
-        """Run the core on the input projection (B, L, 2E); returns (B, L, E) and the next state."""
-        if uz_BLE.is_cuda:
+        """Run the core on the input projection (B, L, 2E); returns (B, L, E) and the next state.
+
+        ``step_size`` (B, L) multiplies the time steps.
+        """
+        if uz_BLE.is_cuda and step_size is None:
             return self._inner(uz_BLE, state, cu_seqlens=cu_seqlens, reverse=reverse)
         # One op per part: on a CPU, what they keep for the backward pass is cheaper than computing it again.
         u_BLE, z_BLE = uz_BLE.chunk(2, dim=-1)
         conv, ssm = (None, None) if state is None else (state.conv, state.ssm)
         u_BLE, conv = self.conv1d(u_BLE, conv, cu_seqlens=cu_seqlens, reverse=reverse)
         delta_BLE, B_BLN, C_BLN = self._select(u_BLE)
+        delta_bias = self.dt_proj.bias
+        if step_size is not None:
+            delta_BLE, delta_bias = timed(delta_BLE, delta_bias, step_size), None
         y_BLE, ssm = selective_scan(
             u_BLE,
             delta_BLE,
@@ -141,8 +154,8 @@ class Mamba1Core(ScanCore):
             C_BLN,
             D=self.D,
             z=z_BLE,
-            delta_bias=self.dt_proj.bias,
-            delta_softplus=True,
+            delta_bias=delta_bias,
+            delta_softplus=delta_bias is not None,
             initial_state=ssm,
             return_final_state=True,
             reverse=reverse,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seqkit.backbones.conv import DepthwiseConv
-from seqkit.backbones.mixer import ProjectedMixer, ScanCore
+from seqkit.backbones.mixer import ProjectedMixer, ScanCore, timed
 from seqkit.backbones.norm import GatedRMSNorm
 from seqkit.backbones.parameters import Linear, time_step_bias
 from seqkit.backbones.state import Mamba2State
@@ -44,6 +44,7 @@ class Mamba2Core(ScanCore):
     """
 
     float32_parameters = ("A_log", "D", "dt_bias")
+    reads_time = True
 
     def __init__(
         self,
@@ -94,13 +95,25 @@ class Mamba2Core(ScanCore):
         return Mamba2State(self.conv1d.initial_state(batch), ssm)
 
     def scan(
-        self, zxbcdt: Tensor, state: Mamba2State | None, *, cu_seqlens: Tensor | None, reverse: bool
+        self,
+        zxbcdt: Tensor,
+        state: Mamba2State | None,
+        *,
+        cu_seqlens: Tensor | None,
+        reverse: bool,
+        step_size: Tensor | None = None,
     ) -> tuple[Tensor, Mamba2State]:
-        """Run the core on the input projection (B, L, E + E + 2GN + H); returns (B, L, E) and the next state."""
+        """Run the core on the input projection (B, L, E + E + 2GN + H); returns (B, L, E) and the next state.
+
+        ``step_size`` (B, L) multiplies the time steps.
+        """
         z_BLE, xbc, dt_BLH = zxbcdt.split(self._split, dim=-1)
         conv, ssm = (None, None) if state is None else (state.conv, state.ssm)
         xbc, conv = self.conv1d(xbc, conv, cu_seqlens=cu_seqlens, reverse=reverse)
         x_BLHP, B_BLGN, C_BLGN = self._heads(xbc)
+        dt_bias = self.dt_bias
+        if step_size is not None:
+            dt_BLH, dt_bias = timed(dt_BLH, dt_bias, step_size), None
         y_BLHP, ssm = ssd_scan(
             x_BLHP,
             dt_BLH,
@@ -108,8 +121,8 @@ class Mamba2Core(ScanCore):
             B_BLGN,
             C_BLGN,
             D=self.D,
-            dt_bias=self.dt_bias,
-            dt_softplus=True,
+            dt_bias=dt_bias,
+            dt_softplus=dt_bias is not None,
             initial_state=ssm,
             return_final_state=True,
             reverse=reverse,

@@ -8,10 +8,11 @@ Legend: B batch, L length, D channels, E width of the input projection, S sequen
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from seqkit.backbones.parameters import KeepsFloat32
 
@@ -22,10 +23,12 @@ class ScanCore(KeepsFloat32):
     Attributes:
         slab: Positions that a pass over a longer sequence takes at a time, projections included; None takes all.
         recompute: Whether shorter sequences are one slab when gradients are wanted: all that is kept is the input.
+        reads_time: Whether ``scan`` takes the distances between positions.
     """
 
     slab: int | None = None
     recompute: bool = False
+    reads_time: ClassVar[bool] = False
 
     def takes_slabs(self, x_BLD: Tensor) -> bool:
         """Whether this input goes through ``scan_slabs``, which keeps the input and the states between slabs."""
@@ -33,6 +36,11 @@ class ScanCore(KeepsFloat32):
         if self.slab is not None and length > self.slab:
             return True
         return self.recompute and length > 0 and torch.is_grad_enabled()
+
+
+def timed(dt_BLK: Tensor, bias_K: Tensor, step_size_BL: Tensor) -> Tensor:
+    """Time steps (B, L, K): softplus of the projection and its bias, times the distance between positions."""
+    return softplus(dt_BLK.to(bias_K.dtype) + bias_K) * step_size_BL.to(bias_K.dtype).unsqueeze(-1)
 
 
 class ProjectedMixer(nn.Module):
@@ -48,6 +56,7 @@ class ProjectedMixer(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         reverse: bool = False,
+        step_size: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         """Mix positions, causally in scan order.
 
@@ -56,10 +65,16 @@ class ProjectedMixer(nn.Module):
             state: State behind the token before the first; None for zeros.
             cu_seqlens: (S + 1,) int32 bounds of packed segments (B = 1); the state then has S rows.
             reverse: Scan every segment from its end; the state enters there.
+            step_size: (B, L) distance of each position from the one before, in units of the usual one: the state
+                decays and takes up input accordingly. Only cores that read time take it.
 
         Returns:
             y (B, L, D) and the state behind the last token in scan order.
         """
+        if step_size is not None:
+            options = {"cu_seqlens": cu_seqlens, "reverse": reverse, "step_size": step_size}
+            y_BLE, state = self.scan(self.in_proj(x_BLD), state, **options)
+            return self.out_proj(y_BLE), state
         if self.takes_slabs(x_BLD):
             return self.scan_slabs(x_BLD, self.in_proj, self.out_proj, state, cu_seqlens=cu_seqlens, reverse=reverse)
         y_BLE, state = self.scan(self.in_proj(x_BLD), state, cu_seqlens=cu_seqlens, reverse=reverse)

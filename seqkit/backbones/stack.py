@@ -82,11 +82,18 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, y_BLD: Tensor, stream_BLD: Tensor | None, state: Any, cu_seqlens: Tensor | None, reverse: bool
+        self,
+        y_BLD: Tensor,
+        stream_BLD: Tensor | None,
+        state: Any,
+        cu_seqlens: Tensor | None,
+        reverse: bool,
+        step_size: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Any]:
         """Add the last block's output to the stream; return what this block adds, the stream, the next state."""
         x_BLD, stream_BLD = self.norm(y_BLD, stream_BLD)
-        y_BLD, state = self.mixer(x_BLD, state, cu_seqlens=cu_seqlens, reverse=reverse)
+        time = {} if step_size is None else {"step_size": step_size}
+        y_BLD, state = self.mixer(x_BLD, state, cu_seqlens=cu_seqlens, reverse=reverse, **time)
         return self.dropout(y_BLD), stream_BLD, state
 
     def recompute(
@@ -158,6 +165,7 @@ class Stack(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         reverse: bool = False,
+        step_size: Tensor | None = None,
     ) -> tuple[Tensor, StackState]:
         """Run all blocks.
 
@@ -166,17 +174,18 @@ class Stack(nn.Module):
             state: States of the blocks; None for zeros.
             cu_seqlens: (S + 1,) int32 bounds of packed segments (B = 1).
             reverse: Mirror every mixer.
+            step_size: (B, L) distances between positions, for mixers that read time; nothing is then recomputed.
 
         Returns:
             Normalised hidden states (B, L, D) in the blocks' dtype, and the next states.
         """
         y_BLD, stream_BLD, after = x_BLD, None, []
         states = [None] * len(self.blocks) if state is None else state.blocks
-        recompute = self.recompute and torch.is_grad_enabled()
+        recompute = self.recompute and torch.is_grad_enabled() and step_size is None
         copies = HostCopies(x_BLD.device) if recompute and self.offload else None
         for block, before in zip(self.blocks, states, strict=True):
             inputs = (y_BLD, stream_BLD, before, cu_seqlens, reverse)
-            y_BLD, stream_BLD, out = block.recompute(*inputs, copies) if recompute else block(*inputs)
+            y_BLD, stream_BLD, out = block.recompute(*inputs, copies) if recompute else block(*inputs, step_size)
             after.append(out)
         if copies is None:
             return self.norm(y_BLD, stream_BLD)[0], StackState(tuple(after))

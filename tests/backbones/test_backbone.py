@@ -197,3 +197,41 @@ def test_compiles_as_one_graph(settings):
     torch.testing.assert_close(tree_leaves(state), tree_leaves(expected_state))
     hidden.square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def timed_backbone(layout, **options):
+    sizes = {"d_model": 16, "d_state": 8, "headdim": 8, "vocab_size": 0, "n_channels": 2}
+    return Backbone(BackboneConfig(layout=layout, **(sizes | options))).double()
+
+
+@pytest.mark.parametrize("layout", ["mamba1", "mamba2", "mamba1 mamba2"])
+def test_even_distances_change_nothing(layout):
+    backbone, x = timed_backbone(layout), torch.randn(2, 33, 2).double()
+    even, state = backbone(channels=x, step_size=torch.ones(2, 33).double())
+    plain, expected = backbone(channels=x)
+    torch.testing.assert_close(even, plain)
+    torch.testing.assert_close(tree_leaves(state), tree_leaves(expected))
+
+
+@pytest.mark.parametrize("layout", ["mamba1", "mamba2"])
+def test_distances_enter_the_decay_and_continue_in_chunks(layout):
+    backbone, x = timed_backbone(layout), torch.randn(2, 30, 2).double()
+    step = torch.rand(2, 30).double() * 3
+    whole, _ = backbone(channels=x, step_size=step)
+    first, state = backbone(channels=x[:, :13], step_size=step[:, :13])
+    second, _ = backbone(channels=x[:, 13:], state=state, step_size=step[:, 13:])
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+    # After a very long pause, nothing of the past is left but what the convolution holds.
+    step[:, 20] = 1e6
+    fresh, _ = backbone(channels=x[:, 17:], step_size=step[:, 17:])
+    late, _ = backbone(channels=x, step_size=step)
+    torch.testing.assert_close(late[:, 20:], fresh[:, 3:])
+
+
+@pytest.mark.parametrize("options", [{"layout": "mamba3"}, {"layout": "s4d"}, {"layout": "mamba2 attention"},
+                                     {"layout": "mamba2", "bidirectional": True},
+                                     {"layout": "mamba2", "checkpoint": True}])  # fmt: skip
+def test_blocks_that_cannot_read_time_refuse_it(options):
+    backbone = timed_backbone(attention_headdim=8, **options)
+    with pytest.raises(ConfigError, match="irregular times"):
+        backbone(channels=torch.randn(1, 4, 2).double(), step_size=torch.ones(1, 4).double())

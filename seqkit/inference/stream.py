@@ -2,7 +2,8 @@
 
 A causal backbone carries its state from chunk to chunk: :func:`stream`, from any point on and without an end.
 A backbone that sees both sides needs the end before it can answer for the beginning: :func:`stream_both_sides` keeps
-the sequence on disk and sweeps over it. What both give equals one pass over everything.
+the sequence on disk and sweeps over it. What both give equals one pass over everything; :func:`stream_windows` only
+approximates it, for a source without an end.
 
 Legend: B batch, L length, l length of a chunk, C float channels, D channels.
 """
@@ -10,6 +11,7 @@ Legend: B batch, L length, l length of a chunk, C float channels, D channels.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -33,6 +35,7 @@ PIECE = 65_536
 SPILL_PREFIX = "seqkit-stream-"
 
 Chunk = Tensor | np.ndarray | tuple
+Batch = tuple[Tensor | None, Tensor | None]  # ids (B, l) and channels (B, l, C)
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def stream_both_sides(
     if "attention" in model.config.blocks and model.config.bidirectional:
         raise ConfigError(
             "layout", expected="Mamba blocks, whose states replace what was read", got="attention over both sides",
-            remedy="Run the whole sequence at once, or windows of it.",
+            remedy="Run the whole sequence at once, or approximate it with stream_windows.",
         )  # fmt: skip
     if model.is_causal:
         for result in stream(model, chunks, piece=piece):
@@ -126,6 +129,46 @@ def stream_both_sides(
         for hidden in sweep(model, tape, piece, lambda: evaluating(model)):
             yield Streamed(start, hidden)
             start += hidden.shape[1]
+
+
+def stream_windows(model: Backbone, chunks: Iterable[Chunk], *, margin: int, piece: int = PIECE) -> Iterator[Streamed]:
+    """Approximate a backbone that sees both sides by windows: a piece sees ``margin`` positions beyond either end.
+
+    For a live source, which has no end to sweep back from, and for attention over both sides. The answer for a position
+    comes when ``margin`` further ones have arrived; what lies further away has no influence, though in a full pass it
+    has.
+
+    Args:
+        model: Backbone of any kind; it runs in evaluation mode and without gradients.
+        chunks: As for :func:`stream`; all of one kind and with the same B.
+        margin: Positions seen before and behind a piece, >= 0. As long as the sequence it gives the full pass.
+        piece: Positions answered at a time; ``piece + 2 * margin`` are in memory.
+
+    Yields:
+        Results of ``piece`` positions each, the last one shorter.
+
+    Raises:
+        ConfigError: ``margin`` is negative, or ``piece`` is less than one.
+        ShapeError: A chunk is no batch of ids or channels, or differs in kind from the first.
+    """
+    _check_piece(piece)
+    if margin < 0:
+        raise ConfigError("margin", expected="at least 0", got=str(margin))
+    waiting, origin, start = (None, None), 0, 0
+    for chunk in itertools.chain(chunks, [None]):
+        if chunk is not None:
+            waiting = _joined(waiting, _as_batch(chunk))
+        end = origin + max(0 if x is None else x.shape[1] for x in waiting)
+        while start + piece + margin <= end or (chunk is None and start < end):
+            stop = min(start + piece, end)
+            low = max(start - margin, 0)
+            ids, channels = _part(waiting, low - origin, stop + margin - origin)
+            with evaluating(model):
+                hidden, _ = model(_on(model, ids), channels=_on(model, channels))
+            yield Streamed(start, hidden[:, start - low : stop - low])
+            start = stop
+            gone = max(start - margin, 0) - origin
+            waiting, origin = _part(waiting, gone, None), origin + gone
 
 
 @contextlib.contextmanager
@@ -156,16 +199,32 @@ def _warn_if_growing(inner: Any) -> bool:
     return True
 
 
-def _cut(chunk: Chunk, piece: int) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+def _cut(chunk: Chunk, piece: int) -> Iterator[Batch]:
     """Ids and channels of a chunk, at most ``piece`` positions at a time."""
-    ids, channels = _as_batch(chunk)
-    length = (channels if ids is None else ids).shape[1]
+    batch = _as_batch(chunk)
+    length = next(x.shape[1] for x in batch if x is not None)
     for begin in range(0, max(length, 1), piece):
-        part = slice(begin, begin + piece)
-        yield None if ids is None else ids[:, part], None if channels is None else channels[:, part]
+        yield _part(batch, begin, begin + piece)
 
 
-def _as_batch(chunk: Chunk) -> tuple[Tensor | None, Tensor | None]:
+def _part(batch: Batch, begin: int, end: int | None) -> Batch:
+    """Positions ``begin`` to ``end`` of ids and channels."""
+    ids, channels = (None if x is None else x[:, begin:end] for x in batch)
+    return ids, channels
+
+
+def _joined(before: Batch, batch: Batch) -> Batch:
+    """Two batches behind each other; ``before`` may hold nothing yet."""
+    if before == (None, None):
+        return batch
+    for own, new in zip(before, batch, strict=True):
+        if (own is None) != (new is None) or (new is not None and own.shape[0] != new.shape[0]):
+            raise ShapeError("chunk", expected="the first chunk's kind and batch", got="another")
+    ids, channels = (None if new is None else torch.cat([own, new], 1) for own, new in zip(before, batch, strict=True))
+    return ids, channels
+
+
+def _as_batch(chunk: Chunk) -> Batch:
     """Ids (B, l) and channels (B, l, C) of a chunk; either may be None."""
     parts = [None if x is None else torch.as_tensor(x) for x in (chunk if isinstance(chunk, tuple) else (chunk,))]
     if len(parts) == 1:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from seqkit.backbones import Backbone, BackboneConfig, save_backbone
 from seqkit.errors import CheckpointError, ConfigError, ShapeError
 from seqkit.inference import sweeps
-from seqkit.inference.stream import stream, stream_both_sides
+from seqkit.inference.stream import stream, stream_both_sides, stream_windows
 from seqkit.inference.stream_state import StreamState, fingerprint, load_state, save_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ def cut(ids, *lengths):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @given(lengths=st.lists(st.integers(0, 9), max_size=5), piece=st.integers(1, 50))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_chunks_of_any_size_equal_the_full_pass(layout, lengths, piece):
     model, ids = make(layout).double(), tokens(47)
     results = list(stream(model, cut(ids, *lengths), piece=piece))
@@ -98,18 +98,19 @@ def test_a_live_source_is_answered_at_once_and_the_mode_comes_back():
         assert model.training
 
 
-RESUME = """
+STREAM = """
 import sys, numpy as np, torch
 from seqkit.backbones import load_backbone
 from seqkit.inference.stream import stream
 from seqkit.inference.stream_state import load_state, save_state
 torch.set_num_threads(1)
-model, first, last = load_backbone(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-ids = torch.from_numpy(np.load(sys.argv[1] + "/ids.npy"))
-state = load_state(sys.argv[1] + "/state", model) if first else None
-for number, result in enumerate(stream(model, ids.split(16, dim=1)[first:last], state=state)):
-    np.save(f"{sys.argv[1]}/part-{first}-{first + number}.npy", result.hidden.numpy())
-save_state(sys.argv[1] + "/state", result.state, model)
+folder, first = sys.argv[1], int(sys.argv[2])
+model, ids = load_backbone(folder), torch.from_numpy(np.load(folder + "/ids.npy"))
+state = load_state(folder + "/state", model) if first else None
+for number, result in enumerate(stream(model, ids.split(16, dim=1)[first:], state=state), start=first):
+    np.save(f"{folder}/part-{first}-{number}.npy", result.hidden.numpy())
+    if number == 2:
+        save_state(folder + "/state", result.state, model)
 """
 
 
@@ -117,13 +118,13 @@ def test_another_process_goes_on_bit_for_bit(tmp_path):
     model = make("mamba1 mamba2 attention mamba3 s4d")
     save_backbone(tmp_path, model)
     np.save(tmp_path / "ids.npy", tokens(80).numpy())
-    for first, last in ((0, 5), (0, 3), (3, 5)):
-        command = [sys.executable, "-W", "ignore", "-c", RESUME, str(tmp_path), str(first), str(last)]
+    for first in ("0", "3"):
+        command = [sys.executable, "-W", "ignore", "-c", STREAM, str(tmp_path), first]
         subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120)
     for number in (3, 4):
         unbroken, resumed = (np.load(tmp_path / f"part-{first}-{number}.npy") for first in (0, 3))
         np.testing.assert_array_equal(resumed, unbroken)
-    assert load_state(tmp_path / "state", model).position == 80
+    assert load_state(tmp_path / "state", model).position == 48
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):
@@ -215,7 +216,39 @@ def test_a_small_disk_is_met_before_the_work(tmp_path, monkeypatch):
         next(stream_both_sides(make(bidirectional=True), [tokens(20)], folder=tmp_path))
 
 
+@given(lengths=st.lists(st.integers(0, 9), max_size=5), piece=st.integers(4, 40), margin=st.integers(0, 40))
+@settings(max_examples=8, deadline=None)
+def test_windows_see_a_margin_and_nothing_beyond(lengths, piece, margin):
+    model, ids = make("mamba2 attention", bidirectional=True).double(), tokens(35)
+    results = list(stream_windows(model, cut(ids, *lengths), piece=piece, margin=margin))
+    assert [result.start for result in results] == list(range(0, 35, piece))
+    for result in results:
+        low, high = max(result.start - margin, 0), result.start + piece + margin
+        window = model(ids[:, low:high])[0][:, result.start - low :][:, :piece]
+        torch.testing.assert_close(result.hidden, window, rtol=1e-9, atol=1e-11)
+
+
+def test_wide_windows_are_the_full_pass_of_ids_and_channels():
+    model, ids, values = make(bidirectional=True, n_channels=3), tokens(30), torch.randn(2, 30, 3)
+    parts = list(zip(cut(ids, 4, 11), cut(values, 4, 11), strict=True))
+    swept = joined(stream_windows(model, parts, piece=8, margin=30))
+    torch.testing.assert_close(swept, model(ids, channels=values)[0])
+
+
+def test_windows_wait_for_their_margin_and_no_longer():
+    model, read = make(bidirectional=True), []
+
+    def source():
+        for number in range(40):
+            read.append(number)
+            yield tokens(1)
+
+    for result in stream_windows(model, source(), piece=4, margin=6):
+        assert len(read) == min(result.start + 4 + 6, 40)
+
+
 def test_nothing_in_nothing_out():
+    assert list(stream_windows(make(bidirectional=True), [], margin=3)) == []
     assert list(stream(make(), [])) == []
     assert list(stream_both_sides(make(bidirectional=True), [tokens(0)])) == []
 
@@ -230,6 +263,8 @@ def test_a_causal_model_needs_no_second_side():
     [
         ({"bidirectional": True}, lambda m: stream(m, [tokens(3)]), ConfigError, "stream_both_sides"),
         ({"layout": HYBRID, "bidirectional": True}, lambda m: stream_both_sides(m, [tokens(3)]), ConfigError, "window"),
+        ({}, lambda m: stream_windows(m, [tokens(3)], margin=-1), ConfigError, "at least 0"),
+        ({}, lambda m: stream_windows(m, [tokens(3), tokens(3, batch=1)], margin=1), ShapeError, "first chunk's"),
         ({}, lambda m: stream(m, [tokens(3)], piece=0), ConfigError, "at least 1"),
         ({}, lambda m: stream(m, [torch.zeros(2, 3, 1, 1)]), ShapeError, "expected ids"),
         ({}, lambda m: stream(m, [(tokens(3), torch.zeros(2, 4, 1))]), ShapeError, "a pair of both"),

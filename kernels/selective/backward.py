@@ -34,7 +34,7 @@ from seqkit.kernels.selective.tiles import (
 from seqkit.kernels.triton_chunks import only_if
 from seqkit.kernels.triton_lanes import add_lane_sums, lane_sum_places
 from seqkit.kernels.triton_launch import INTERPRETED, ceil_div, guard, next_power, resident_programs, rows_contiguous
-from seqkit.kernels.triton_math import LN_2, exp2, sigmoid, widen
+from seqkit.kernels.triton_math import LN_2, exp2, prefetch, sigmoid, widen
 
 ADJOINT_BLOCK = 64  # channels of a program
 GRADIENT_BLOCK = 32
@@ -46,10 +46,10 @@ BACKWARD_VARYING = [
 
 
 @triton.jit
-def gate_of(z):
-    """Derivative of silu(z), and silu(z)."""
+def through_gate(z, y, dy):
+    """Gradients of z and y for y silu(z), and silu(z)."""
     gate = sigmoid(z)
-    return gate + z * gate * (1.0 - gate), z * gate
+    return dy * y * (gate + z * gate * (1.0 - gate)), dy * z * gate, z * gate
 
 
 @triton.jit(do_not_specialize=BACKWARD_VARYING)
@@ -103,36 +103,12 @@ def adjoint_kernel(
 
 
 @triton.jit
-def pair_of(
-    ptr, stride, begin, last, mask, MASKED: tl.constexpr, WIDE: tl.constexpr, POLICY: tl.constexpr
-):  # fmt: skip
-    """Rows of two tokens from number begin on; past the end of the chunk its last one.
-
-    POLICY says what the nearest cache does with them: rows of channels are read once or twice by one program, those of
-    states by every block of channels that it takes.
-    """
+def pair_of(ptr, stride, begin, last, mask, MASKED: tl.constexpr, WIDE: tl.constexpr):
+    """Rows of two tokens from number begin on; past the end of the chunk its last one."""
     first, second = tl.minimum(begin, last).to(tl.int64) * stride, tl.minimum(begin + 1, last).to(tl.int64) * stride
     if WIDE:
         first, second = tl.multiple_of(first, 8), tl.multiple_of(second, 8)
-    if MASKED:
-        return (
-            tl.load(ptr + first, mask=mask, other=0.0, eviction_policy=POLICY),
-            tl.load(ptr + second, mask=mask, other=0.0, eviction_policy=POLICY),
-        )
-    else:
-        return tl.load(ptr + first, eviction_policy=POLICY), tl.load(ptr + second, eviction_policy=POLICY)
-
-
-@triton.jit
-def channel_pair(ptr, stride, begin, last, mask, MASKED: tl.constexpr):
-    """Rows of channels of two tokens."""
-    return pair_of(ptr, stride, begin, last, mask, MASKED, False, "evict_first")
-
-
-@triton.jit
-def state_pair(ptr, stride, begin, last, mask, MASKED: tl.constexpr, WIDE: tl.constexpr):
-    """Rows of B or C of two tokens."""
-    return pair_of(ptr, stride, begin, last, mask, MASKED, WIDE, "evict_last")
+    return take(ptr + first, mask, MASKED), take(ptr + second, mask, MASKED)
 
 
 @triton.jit
@@ -145,19 +121,19 @@ def checkpoints(
 
     Rows of channels come from far: they are asked for two pairs ahead.
     """
-    u0, u1 = channel_pair(u_ptr, sul, last * 0, last, all_d, MASKED)
-    raw0, raw1 = channel_pair(delta_ptr, sdl, last * 0, last, all_d, MASKED)
-    b0, b1 = state_pair(B_ptr, sBl, last * 0, last, all_n, MASKED, WIDE)
+    u0, u1 = pair_of(u_ptr, sul, last * 0, last, all_d, MASKED, False)
+    raw0, raw1 = pair_of(delta_ptr, sdl, last * 0, last, all_d, MASKED, False)
+    b0, b1 = pair_of(B_ptr, sBl, last * 0, last, all_n, MASKED, WIDE)
     b0, b1 = widen(b0), widen(b1)
-    second_u0, second_u1 = channel_pair(u_ptr, sul, last * 0 + 2, last, all_d, MASKED)
-    second_raw0, second_raw1 = channel_pair(delta_ptr, sdl, last * 0 + 2, last, all_d, MASKED)
+    second_u0, second_u1 = pair_of(u_ptr, sul, last * 0 + 2, last, all_d, MASKED, False)
+    second_raw0, second_raw1 = pair_of(delta_ptr, sdl, last * 0 + 2, last, all_d, MASKED, False)
     begin = last * 0
     for pair in range(pairs):
-        tl.store(scratch + pair * (NP * BLOCK), state, cache_modifier=".cg")
+        tl.store(scratch + pair * (NP * BLOCK), state)
         begin += 2
-        third_u0, third_u1 = channel_pair(u_ptr, sul, begin + 2, last, all_d, MASKED)
-        third_raw0, third_raw1 = channel_pair(delta_ptr, sdl, begin + 2, last, all_d, MASKED)
-        next_b0, next_b1 = state_pair(B_ptr, sBl, begin, last, all_n, MASKED, WIDE)
+        third_u0, third_u1 = pair_of(u_ptr, sul, begin + 2, last, all_d, MASKED, False)
+        third_raw0, third_raw1 = pair_of(delta_ptr, sdl, begin + 2, last, all_d, MASKED, False)
+        next_b0, next_b1 = pair_of(B_ptr, sBl, begin, last, all_n, MASKED, WIDE)
         delta, positive = step_size(raw0, bias, SOFTPLUS)
         state = exp2(rates * positive[None, :]) * state + b0[:, None] * (delta * u0.to(tl.float32))[None, :]
         delta, positive = step_size(raw1, bias, SOFTPLUS)
@@ -169,7 +145,7 @@ def checkpoints(
 
 @triton.jit
 def add_sums(total, tile, column: tl.constexpr, SUMS: tl.constexpr, ROWS: tl.constexpr):
-    """``total`` with the sums of ``tile`` [N, BLOCK] over its channels added to a column: 0 for dB, 1 for dC.
+    """``total`` with the sums of ``tile`` [N, BLOCK] over its channels added to one of its 4 columns.
 
     On the tensor cores with terms in bfloat16 (SUMS "bf16") or of 22 bits ("tf32x2"); where they cannot, by shuffles
     ("shuffle").
@@ -182,7 +158,7 @@ def add_sums(total, tile, column: tl.constexpr, SUMS: tl.constexpr, ROWS: tl.con
 
 @triton.jit
 def sum_places(NP: tl.constexpr, WARPS: tl.constexpr, SUMS: tl.constexpr, ROWS: tl.constexpr):
-    """State, column and presence of every number of a total."""
+    """State, column and presence of every number of a total; columns: dB, dC of a pair's first token, then second."""
     if SUMS == "shuffle":
         n, column = tl.arange(0, NP)[:, None], tl.arange(0, 4)[None, :]
         return n + column * 0, column + n * 0, (n >= 0) & (column >= 0)
@@ -208,6 +184,7 @@ def gradient_kernel(
     """
     n = tl.arange(0, NP)
     own = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    lines = scratch_ptr + tl.program_id(0).to(tl.int64) * (CHUNK // 2 * NP * BLOCK) + n * BLOCK
     scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * (CHUNK // 2 * NP * BLOCK) + own
     all_n = present(n, n < N, MASKED)
     sum_n, slot, there = sum_places(NP, WARPS, SUMS, ROWS)
@@ -254,63 +231,60 @@ def gradient_kernel(
             dD = tl.zeros((BLOCK,), tl.float32)
             dbias = tl.zeros((BLOCK,), tl.float32)
             begin = tl.maximum(pairs - 1, 0) * 2
-            u0, u1 = channel_pair(u_at, sul, begin, last, all_d, MASKED)
-            raw0, raw1 = channel_pair(delta_at, sdl, begin, last, all_d, MASKED)
-            dy0, dy1 = channel_pair(dy_at, sgl, begin, last, all_d, MASKED)
+            u0, u1 = pair_of(u_at, sul, begin, last, all_d, MASKED, False)
+            raw0, raw1 = pair_of(delta_at, sdl, begin, last, all_d, MASKED, False)
+            dy0, dy1 = pair_of(dy_at, sgl, begin, last, all_d, MASKED, False)
             if z_ptr is not None:
-                z0, z1 = channel_pair(z_at, szl, begin, last, all_d, MASKED)
+                z0, z1 = pair_of(z_at, szl, begin, last, all_d, MASKED, False)
             for _back in range(pairs):
                 both = begin < last
                 sum_at = sums + (begin + slot // 2).to(tl.int64) * token
                 if SUMS != "shuffle":  # not so, but gives what is loaded from here the layout of the tiles
                     sum_at = tl.max_contiguous(sum_at, [1, 32])
                 on_sum = there & (slot < (4 if both else 2))
-                state = tl.load(scratch + begin * (NP * BLOCK // 2), cache_modifier=".cg")
-                b0, b1 = state_pair(B_at, sBl, begin, last, all_n, MASKED, WIDE)
-                c0, c1 = state_pair(C_at, sCl, begin, last, all_n, MASKED, WIDE)
                 total = tl.load(sum_at, mask=only_if(on_sum, more), other=0.0)
+                b0, b1 = pair_of(B_at, sBl, begin, last, all_n, MASKED, WIDE)
+                c0, c1 = pair_of(C_at, sCl, begin, last, all_n, MASKED, WIDE)
                 before = tl.maximum(begin - 2, 0)
-                next_u0, next_u1 = channel_pair(u_at, sul, before, last, all_d, MASKED)
-                next_raw0, next_raw1 = channel_pair(delta_at, sdl, before, last, all_d, MASKED)
-                next_dy0, next_dy1 = channel_pair(dy_at, sgl, before, last, all_d, MASKED)
+                next_u0, next_u1 = pair_of(u_at, sul, before, last, all_d, MASKED, False)
+                next_raw0, next_raw1 = pair_of(delta_at, sdl, before, last, all_d, MASKED, False)
+                next_dy0, next_dy1 = pair_of(dy_at, sgl, before, last, all_d, MASKED, False)
                 if z_ptr is not None:
-                    next_z0, next_z1 = channel_pair(z_at, szl, before, last, all_d, MASKED)
-                us = (u0.to(tl.float32), u1.to(tl.float32))
-                raws, dys = (raw0, raw1), (dy0.to(tl.float32), dy1.to(tl.float32) * both)
+                    next_z0, next_z1 = pair_of(z_at, szl, before, last, all_d, MASKED, False)
+                state = tl.load(scratch + begin * (NP * BLOCK // 2))
+                prefetch(lines + before * (NP * BLOCK // 2))
+                us, raws, dys = (
+                    (u0.to(tl.float32), u1.to(tl.float32)),
+                    (raw0, raw1),
+                    (dy0.to(tl.float32), dy1.to(tl.float32) * both),
+                )
                 delta0, positive0 = step_size(raw0, bias, SOFTPLUS)
                 delta1, positive1 = step_size(raw1, bias, SOFTPLUS)
                 deltas, positives = (delta0, delta1 * both), (positive0, positive1 * both)
+                decays = (exp2(rates * positives[0][None, :]), exp2(rates * positives[1][None, :]))
+                middle = decays[0] * state + widen(b0)[:, None] * (deltas[0] * us[0])[None, :]
+                befores = (state, middle)
+                afters = (middle, decays[1] * middle + widen(b1)[:, None] * (deltas[1] * us[1])[None, :])
                 for j in tl.static_range(1, -1, -1):
                     mask_d = all_d if j == 0 else only_if(all_d, both)
                     t = (begin + j).to(tl.int64)
-                    u, weight, b, c = us[j], dys[j], widen(b0 if j == 0 else b1), widen(c0 if j == 0 else c1)
+                    u, dy, b, c = us[j], dys[j], widen(b0 if j == 0 else b1), widen(c0 if j == 0 else c1)
                     x = deltas[j] * u
+                    if z_ptr is not None or y_ptr is not None:
+                        y = tl.sum(c[:, None] * afters[j], 0) + skip * u
                     if z_ptr is not None:
                         z = (z0 if j == 0 else z1).to(tl.float32)
-                        slope, gate = gate_of(z)
-                        weight *= gate
-                    # first what needs no state: it is still on its way
-                    decay = exp2(rates * positives[j][None, :])
-                    adjoint += c[:, None] * weight[None, :]
-                    total = add_sums(total, x[None, :] * adjoint, 2 * j, SUMS, ROWS)
-                    dx = tl.sum(b[:, None] * adjoint, 0)
-                    adjoint *= decay
-                    if j == 1:
-                        earlier = exp2(rates * positives[0][None, :]) * state
-                        earlier += widen(b0)[:, None] * (deltas[0] * us[0])[None, :]
-                        after = decay * earlier + b[:, None] * x[None, :]
-                    else:
-                        after, earlier = earlier, state
-                    if z_ptr is not None or y_ptr is not None:
-                        y = tl.sum(c[:, None] * after, 0) + skip * u
-                    if z_ptr is not None:
-                        dz = dys[j] * y * slope
+                        dz, dy, gate = through_gate(z, y, dy)
                         y *= gate
                         tl.store(dz_at + t * sdzl, dz.to(dz_ptr.dtype.element_ty), mask=mask_d)
                     if y_ptr is not None:
                         tl.store(y_at + t * syl, y.to(y_ptr.dtype.element_ty), mask=mask_d)
-                    total = add_sums(total, weight[None, :] * after, 2 * j + 1, SUMS, ROWS)
-                    q = adjoint * earlier
+                    adjoint += c[:, None] * dy[None, :]
+                    total = add_sums(total, dy[None, :] * afters[j], 2 * j + 1, SUMS, ROWS)
+                    total = add_sums(total, x[None, :] * adjoint, 2 * j, SUMS, ROWS)
+                    dx = tl.sum(b[:, None] * adjoint, 0)
+                    adjoint *= decays[j]
+                    q = adjoint * befores[j]
                     dA += q * positives[j][None, :]
                     dexponent = tl.sum(rates * q, 0) * LN_2
                     if SOFTPLUS:
@@ -319,10 +293,10 @@ def gradient_kernel(
                         ddelta = u * dx + tl.where(deltas[j] < 0, 0.0, dexponent)
                     if j == 1:
                         ddelta *= both
-                    du = deltas[j] * dx + skip * weight
+                    du = deltas[j] * dx + skip * dy
                     tl.store(du_at + t * sdul, du.to(du_ptr.dtype.element_ty), mask=mask_d)
                     tl.store(ddelta_at + t * sddl, ddelta.to(ddelta_ptr.dtype.element_ty), mask=mask_d)
-                    dD += weight * u
+                    dD += dy * u
                     dbias += ddelta
                 tl.store(sum_at, total, mask=on_sum)
                 begin = before

@@ -249,6 +249,7 @@ def _log_decay_gradient(
     """
     pair_CHQQ.diagonal(dim1=2, dim2=3).zero_()
     dsum_CHQ = pair_CHQQ.sum(3, dtype=torch.float64) - pair_CHQQ.sum(2, dtype=torch.float64)
+    end_CHQ = end_CHQ.double()  # what reaches the chunk's end cancels but for what decays: digits that float32 lacks
     dsum_CHQ += start_CHQ - end_CHQ
     dsum_CHQ[:, :, -1] += end_CHQ.sum(2) + whole_CH
     later_CHQ = dsum_CHQ.sum(2, keepdim=True) - torch.cumsum(dsum_CHQ, 2) + dsum_CHQ

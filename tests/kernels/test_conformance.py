@@ -142,6 +142,7 @@ def test_softplus_of_extreme_inputs(provider, device, op):
     name = "delta" if op == "selective_scan" else "dt"
     problem = settled(op, length=71, batch=1, device=device).without(name + "_bias")
     shape = problem.tensors[name].shape
+    problem.tensors["A"] *= 2 / 3  # a decay over 50 steps stays where products on tensor cores keep all their digits
     for low, high in [(-20.0, -14.0), (-1.0, 25.0), (40.0, 50.0)]:
         problem.tensors[name] = torch.linspace(low, high, shape.numel(), device=device).view(shape)
         check(problem, TOLERANCE_TINY_DELTA[torch.float32])

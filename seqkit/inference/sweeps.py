@@ -50,6 +50,10 @@ class Spill:
             file.seek(row * self.row_bytes)
             file.write(data.numpy().data)
 
+    def remove(self) -> None:
+        """Give the disk back."""
+        self._path.unlink()
+
     def read(self, row: int, end: int) -> Tensor:
         """Rows ``row`` to ``end`` on the device they came from."""
         data = torch.empty((end - row) * self.row_bytes, dtype=torch.uint8)
@@ -114,6 +118,11 @@ class Borders:
             self._spills = [Spill(self._folder / f"{self._name}-{i}", leaf[None]) for i, leaf in enumerate(leaves)]
         for spill, leaf in zip(self._spills, leaves, strict=True):
             spill.write(piece, leaf[None])
+
+    def remove(self) -> None:
+        """Give the disk back."""
+        for spill in self._spills:
+            spill.remove()
 
     def read(self, piece: int) -> Any:
         """The state that enters a piece."""
@@ -218,6 +227,9 @@ def _alternate(
                     continue
                 hidden = stack.norm(y_BLD, stream)[0]
             yield (begin, end), hidden
+        entering.remove()
+    if residual is not None:
+        residual.remove()
 
 
 def _ordered(cuts: list[tuple[int, int]], rightward: bool) -> list[tuple[int, tuple[int, int]]]:

@@ -15,6 +15,7 @@ from seqkit.errors import CheckpointError, ConfigError, ShapeError
 from seqkit.inference import sweeps
 from seqkit.inference.stream import stream, stream_both_sides, stream_windows
 from seqkit.inference.stream_state import StreamState, fingerprint, load_state, save_state
+from seqkit.inference.sweeps import Spill
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"d_model": 16, "headdim": 8, "d_state": 6, "attention_headdim": 8}
@@ -193,6 +194,23 @@ def test_sweeps_call_the_model_with_pieces_only(monkeypatch):
         block.mixer.in_proj.register_forward_pre_hook(lambda module, inputs: longest.append(inputs[0].shape[1]))
     list(stream_both_sides(model, [tokens(60)], piece=16))
     assert max(longest) == 16
+
+
+@pytest.mark.parametrize("settings", TWO_SIDED[:3])
+def test_the_disk_holds_no_more_than_is_asked_of_it(tmp_path, settings, monkeypatch):
+    """Beside the input and small states: the residual stream, and the other strand of an equivariant backbone."""
+    model, most, write = make("mamba2*3", **settings | {"n_channels": 0, "channel_complement": None}), [], Spill.write
+
+    def watched(self, row, rows):
+        write(self, row, rows)
+        files = {path.name: path.stat().st_size for path in self._path.parent.iterdir()}
+        most.append(sum(size for name, size in files.items() if name.startswith(("residual", "other"))))
+        assert sum(name.startswith("borders") for name in files) <= 2 * 2  # of two blocks, two tensors each
+
+    monkeypatch.setattr(Spill, "write", watched)
+    list(stream_both_sides(model, [tokens(64)], folder=tmp_path, piece=16))
+    copies = 2 if model.config.rc_equivariant else 1
+    assert max(most) <= copies * 4 * 2 * 64 * 16
 
 
 @pytest.mark.parametrize("stop", ["early", "error"])

@@ -14,6 +14,7 @@ from seqkit.data import bundled
 from seqkit.data.covariates import CovariateEncoder
 from seqkit.data.frequency import Frequency
 from seqkit.data.series import Panel, load_panel
+from seqkit.data.series_chunks import ChunkReader, EvaluationChunks, TrainingChunks
 from seqkit.data.series_grid import GridConfig
 from seqkit.data.series_splits import TimeSplit, split_by_time
 from seqkit.data.series_windows import ScaledPanel, SeriesWindows
@@ -50,7 +51,9 @@ class SeriesDataConfig:
         validation_stride: The same for validation; none takes half the horizon.
         test_stride: The same for the test; none takes the horizon, so that targets do not overlap.
         windows_per_epoch: Windows drawn per epoch, others in the next; none takes all.
-        batch_size: Windows per step.
+        batch_size: Windows per step, or lanes of chunks.
+        chunk: Steps of a chunk, where the state is carried.
+        cutoffs: Cutoffs in a chunk that count for the loss, others in the next epoch.
         workers: Processes that prepare windows; 0 does it in the main one.
     """
 
@@ -77,13 +80,15 @@ class SeriesDataConfig:
     test_stride: int | None = None
     windows_per_epoch: int | None = 2048
     batch_size: int = 32
+    chunk: int = 512
+    cutoffs: int = 16
     workers: int = 0
 
     def __post_init__(self):
         if self.scaler not in SCALINGS:
             raise ConfigError("data.scaler", expected=" or ".join(SCALINGS), got=repr(self.scaler))
         for name in ("lookback", "horizon", "train_stride", "validation_stride", "test_stride", "windows_per_epoch",
-                     "batch_size"):  # fmt: skip
+                     "batch_size", "chunk", "cutoffs"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name}", expected="1 or more", got=str(value))
@@ -142,14 +147,33 @@ class SeriesData:
         index = self.split.windows(part, stride=stride, series=0 if self.scaled.channels else None)
         return SeriesWindows(self.scaled, index, lookback=self.config.lookback, horizon=self.config.horizon)
 
-    def describe(self) -> dict[str, Any]:
-        """What a saved model needs to read further series: scaler, covariates, frequency."""
-        return {
-            "scaler": self.scaled.scaler.to_dict(),
-            "covariates": self.encoder.to_dict(),
-            "frequency": str(self.panel.frequency) if self.panel.frequency else None,
-            "integer_time": self.panel.ds.dtype.is_integer(),
-        }
+    def training_chunks(self, seed: int) -> TrainingChunks:
+        """The training rows in contiguous chunks."""
+        config = self.config
+        bounds = self.split.bounds["train"]
+        return TrainingChunks(self._reader(), bounds, lanes=config.batch_size, cutoffs=config.cutoffs, seed=seed)
+
+    def evaluation_chunks(self, part: str) -> EvaluationChunks:
+        """Every series from its beginning, with the cutoffs of a part."""
+        return EvaluationChunks(self._reader(), self.windows(part).index, lanes=self.config.batch_size)
+
+    def _reader(self) -> ChunkReader:
+        config = self.config
+        return ChunkReader(self.scaled, lookback=config.lookback, horizon=config.horizon, chunk=config.chunk)
+
+    def evaluation(self, part: str, *, carried: bool, most: int | None = None) -> Iterator[Mapping[str, Tensor]]:
+        """Batches of a part in order: windows, or chunks where the state is carried.
+
+        Args:
+            part: train, validation or test.
+            carried: Whether the model carries its state.
+            most: Windows at even distances where there are more; chunks are always all read.
+        """
+        if not carried:
+            yield from batches(self.windows(part), 256, most)
+            return
+        chunks = self.evaluation_chunks(part)
+        yield from (chunks[item] for item in range(len(chunks)))
 
 
 def load_series(config: SeriesDataConfig, *, mix: bool = False, source: Any = None) -> SeriesData:

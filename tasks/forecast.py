@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from seqkit.backbones.series_heads import LEVELS, interpolate_quantiles
 from seqkit.tasks.base import OptimConfig, SequenceTask, masked_mean
@@ -39,6 +41,20 @@ class ForecastTask(SequenceTask):
         self.register_buffer("levels", torch.tensor(getattr(net.config, "levels", LEVELS), dtype=torch.float64))
         self.register_buffer("shift_HQ", torch.zeros(net.shape.horizon, len(self.levels)))
         self.sums = torch.zeros(2, dtype=torch.float64)
+        self.carried: Any = None
+
+    def answer(self, batch: Mapping[str, Tensor]) -> tuple[Forecast, Mapping[str, Tensor]]:
+        """Forecasts of windows, or of the cutoffs of chunks, with what they are measured by.
+
+        Chunks go on from the state behind the chunks before; no gradient passes between them (truncated
+        backpropagation, Williams and Peng 1990).
+        """
+        if "at" not in batch:
+            return self.net(batch), batch
+        before = None if batch["fresh"].all() else restarted(self.carried, batch["fresh"])
+        forecast, windows, after = self.net.forward_chunk(batch, before)
+        self.carried = tree_map(torch.Tensor.detach, after)
+        return forecast, windows
 
     def start(self, train: Batches, validation: Batches) -> Ridge:
         """Start the linear path from the ridge solution and the head from its residuals on the training windows."""
@@ -63,9 +79,10 @@ class ForecastTask(SequenceTask):
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over observed targets, in scaled units."""
-        loss_BCH, valid_BCH = self.losses(self.net(batch), batch["target"])
+        forecast, windows = self.answer(batch)
+        loss_BCH, valid_BCH = self.losses(forecast, windows["target"])
         loss = masked_mean(loss_BCH, valid_BCH)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(loss_BCH), prog_bar=True)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=max(1, len(loss_BCH)), prog_bar=True)
         return loss
 
     def losses(self, forecast: Forecast, target_BCH: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +102,8 @@ class ForecastTask(SequenceTask):
 
     def validation_sums(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Sum of the loss over observed targets, and their number."""
-        loss_BCH, valid_BCH = self.losses(self.net(batch), batch["target"])
+        forecast, windows = self.answer(batch)
+        loss_BCH, valid_BCH = self.losses(forecast, windows["target"])
         return torch.stack([loss_BCH[valid_BCH].double().sum(), valid_BCH.sum().double()])
 
     def on_validation_epoch_end(self) -> None:
@@ -110,8 +128,8 @@ class ForecastTask(SequenceTask):
         self.shift_HQ.zero_()
         scores = []
         for batch in batches:
-            forecast = self.net(batch)
-            target_BCH = (batch["target"] - forecast.shift_BC1) / forecast.spread_BC1
+            forecast, windows = self.answer(batch)
+            target_BCH = (windows["target"] - forecast.shift_BC1) / forecast.spread_BC1
             scores.append((target_BCH.unsqueeze(-1) - self._own(forecast)).flatten(0, 1))
         if not scores:
             return 0
@@ -125,8 +143,11 @@ class ForecastTask(SequenceTask):
 
     @torch.no_grad()
     def quantiles(self, batch: Mapping[str, Tensor], levels: Tensor) -> Tensor:
-        """Calibrated quantiles (B, C, H, len(levels)) float64 in the units of the data, rising in the level."""
-        return self.finish(self.net(batch), batch, levels)
+        """Calibrated quantiles (B, C, H, len(levels)) float64 in the units of the data, rising in the level.
+
+        Of chunks, those of their cutoffs, W in place of B.
+        """
+        return self.finish(*self.answer(batch), levels)
 
     def finish(self, forecast: Forecast, batch: Mapping[str, Tensor], levels: Tensor) -> Tensor:
         """Forecasts on the windows' own scale to calibrated quantiles in the units of the data."""
@@ -135,6 +156,15 @@ class ForecastTask(SequenceTask):
         scaled = wanted * forecast.spread_BC1.unsqueeze(-1) + forecast.shift_BC1.unsqueeze(-1)
         values = scaled * batch["scale"][..., None, None] + batch["loc"][..., None, None]
         return values.clamp(min=0.0) if self.nonnegative else values
+
+
+def restarted(state: Any, fresh_B: Tensor) -> Any:
+    """A state with zeros in the rows that start anew."""
+
+    def clear(leaf: Tensor) -> Tensor:
+        return torch.where(fresh_B.view(-1, *[1] * (leaf.ndim - 1)), torch.zeros_like(leaf), leaf)
+
+    return tree_map(clear, state)
 
 
 def conformal_shift(score_WHQ: Tensor, levels_Q: Tensor) -> Tensor:

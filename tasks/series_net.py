@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from seqkit.tasks.ridge import Ridge
 from seqkit.tasks.series_encoder import SeriesEncoder, SeriesShape, TokenConfig
 
 NORMS = ("last", "mean", "none")
+CONTEXTS = ("window", "carried")
 _LEAST_SPREAD = 1e-4
 
 
@@ -38,6 +39,8 @@ class ForecastNetConfig:
         d_decoder: Width of the decoder.
         dropout: On the hidden state in front of the decoder.
         mix: Whether all series are channels of one, which see each other.
+        context: window (the backbone reads the lookback alone) or carried (it has read the whole series, and its state
+            goes on from row to row; training reads contiguous chunks).
     """
 
     head: str = "quantile"
@@ -47,10 +50,13 @@ class ForecastNetConfig:
     d_decoder: int = 32
     dropout: float = 0.1
     mix: bool = False
+    context: str = "window"
 
     def __post_init__(self):
         if self.norm not in NORMS:
             raise ConfigError("net.norm", expected=" or ".join(NORMS), got=repr(self.norm))
+        if self.context not in CONTEXTS:
+            raise ConfigError("net.context", expected=" or ".join(CONTEXTS), got=repr(self.context))
         if self.d_decoder < 1 or not 0 <= self.dropout < 1:
             raise ConfigError("net", expected="d_decoder of 1 or more, dropout in [0, 1)",
                               got=f"{self.d_decoder} and {self.dropout}")  # fmt: skip
@@ -141,6 +147,12 @@ class Decoder(nn.Module):
         return move_BCH, self.output(nn.functional.silu(inner))
 
 
+def horizon_of(batch: Mapping[str, Tensor], start: int) -> dict[str, Tensor]:
+    """Covariates from a step on, and the constant ones."""
+    later = {name: batch[name][:, start:] for name in ("future", "step") if name in batch}
+    return later | ({"static": batch["static"]} if "static" in batch else {})
+
+
 class SeriesNet(nn.Module):
     """Forecasts of windows.
 
@@ -154,6 +166,11 @@ class SeriesNet(nn.Module):
     def __init__(self, model: BackboneConfig, tokens: TokenConfig, config: ForecastNetConfig, shape: SeriesShape):
         super().__init__()
         self.config, self.shape = config, shape
+        if config.context == "carried" and (tokens.kind == "patch" or "attention" in model.blocks):
+            raise ConfigError(
+                "net.context", expected="tokens step by step and blocks whose state does not grow, for carried",
+                got=f"tokens.kind {tokens.kind}, layout {model.layout}",
+            )  # fmt: skip
         self.encoder = SeriesEncoder(model, tokens, shape)
         self.head = build_head(config.head, shape.horizon, tuple(config.levels))
         self.decoder = Decoder(self.encoder.width, shape, self.head.width, config)
@@ -166,16 +183,16 @@ class SeriesNet(nn.Module):
         """Forecast from windows (``z`` (B, C, L) and covariates), each read from its own beginning."""
         normal = normalise(batch["z"], self.config.norm)
         hidden_BTD, _ = self.encoder(normal.x_BCL, batch)
-        return self.decode(hidden_BTD[:, -1], normal, batch)
+        return self.decode(hidden_BTD[:, -1], normal, horizon_of(batch, self.shape.lookback))
 
     def decode(self, hidden_BD: Tensor, normal: Normalised, batch: Mapping[str, Tensor]) -> Forecast:
-        """Forecast from the hidden state at the cutoff and the lookback before it."""
-        lookback = normal.x_BCL.shape[-1]
-        future = batch.get("future")
-        ahead = [] if future is None else [future[:, lookback:]]
+        """Forecast from the hidden state at the cutoff and the lookback before it.
+
+        ``batch`` holds the covariates of the horizon: ``future`` (B, H, F), ``step`` (B, H), ``static`` (B, K).
+        """
+        ahead = [batch["future"]] if "future" in batch else []
         if "step" in batch:
-            elapsed = batch["step"][:, lookback:].cumsum(1)
-            ahead.append(elapsed.clamp(min=1e-6).log().unsqueeze(-1))
+            ahead.append(batch["step"].cumsum(1).clamp(min=1e-6).log().unsqueeze(-1))
         move_BCH, raw_BCHK = self.decoder(hidden_BD, batch.get("static"), torch.cat(ahead, -1) if ahead else None)
         return Forecast(self.centre(normal.x_BCL) + move_BCH, raw_BCHK, normal.shift_BC1, normal.spread_BC1)
 
@@ -191,3 +208,50 @@ class SeriesNet(nn.Module):
             with torch.no_grad():
                 self.linear.weight.copy_(ridge.weight_HL)
                 self.linear.bias.copy_(ridge.bias_H)
+
+    def forward_chunk(self, batch: Mapping[str, Tensor], state: Any) -> tuple[Forecast, dict[str, Tensor], Any]:
+        """Read one chunk of every lane, and forecast at its cutoffs.
+
+        Args:
+            batch: As :class:`seqkit.data.series_chunks.ChunkReader` makes it.
+            state: State of the backbone behind the chunk before; None for the beginning.
+
+        Returns:
+            Forecasts of the W cutoffs that there are, lane after lane; their windows (``target`` (W, C, H), ``loc`` and
+            ``scale`` (W, C), ``index`` (W,)); the state behind the chunk.
+        """
+        lookback, horizon = self.shape.lookback, self.shape.horizon
+        y_BCT, loc_BCT, scale_BCT = batch["y"], batch["loc"], batch["scale"]
+        hidden_BTD, state = self.read_chunk(batch, state, loc_BCT.shape[-1] - lookback, start=lookback)
+        lane_W, place_W = (batch["at"] > 0).nonzero(as_tuple=True)
+        at_W = batch["at"][lane_W, place_W]
+        span_WT = at_W[:, None] + torch.arange(lookback + horizon, device=y_BCT.device)
+        known_W = lookback + at_W - 1
+        windows = {
+            "loc": loc_BCT[lane_W, :, known_W],
+            "scale": scale_BCT[lane_W, :, known_W],
+            "index": batch["index"][lane_W, place_W],
+        }
+        y_WCT = y_BCT[lane_W].gather(2, span_WT[:, None].expand(-1, y_BCT.shape[1], -1))
+        z_WCT = ((y_WCT - windows["loc"][..., None]) / windows["scale"][..., None]).float()
+        windows["target"] = z_WCT[..., lookback:]
+        ahead = {
+            name: batch[name][lane_W[:, None], span_WT[:, lookback:]] for name in ("future", "step") if name in batch
+        }
+        ahead |= {"static": batch["static"][lane_W]} if "static" in batch else {}
+        normal = normalise(z_WCT[..., :lookback], self.config.norm)
+        return self.decode(hidden_BTD[lane_W, at_W - 1], normal, ahead), windows, state
+
+    def read_chunk(self, batch: Mapping[str, Tensor], state: Any, length: int, *, start: int = 0) -> tuple[Tensor, Any]:
+        """Hidden states (B, length, D) of the steps of a chunk from ``start`` on, and the state behind them.
+
+        Values are read on the scale known at their own step, so that nothing later enters.
+        """
+        end = start + length
+        y_BCT, loc_BCT, scale_BCT = (batch[name][..., start:end] for name in ("y", "loc", "scale"))
+        steps = torch.arange(length, device=y_BCT.device)
+        unread = steps >= batch["read"][:, None, None]
+        z_BCT = ((y_BCT - loc_BCT) / scale_BCT).masked_fill(unread, torch.nan).float()
+        covariates = {name: batch[name][:, start:end] for name in ("future", "past", "step") if name in batch}
+        covariates |= {"static": batch["static"]} if "static" in batch else {}
+        return self.encoder(z_BCT, covariates, state)

@@ -104,10 +104,12 @@ def train(config: ForecastConfig, data: SeriesData, folder: Path, *, progress: b
         progress: Whether people see a progress bar.
     """
     task, ridge = start(config, data)
+    carried = config.net.context == "carried"
     validation = data.windows("validation")
+    held_out = data.evaluation_chunks("validation") if carried else validation
     module = SeriesDataModule(
-        train=data.windows("train"),
-        validation=validation,
+        train=data.training_chunks(config.seed) if carried else data.windows("train"),
+        validation=held_out,
         batch_size=config.data.batch_size,
         draws=config.data.windows_per_epoch,
         workers=config.data.workers,
@@ -126,7 +128,7 @@ def train(config: ForecastConfig, data: SeriesData, folder: Path, *, progress: b
     task.load_state_dict(best["state_dict"] if better else linear.state_dict())
     for model in (task, linear):
         model.cpu().eval()
-        model.calibrate(batches(validation, 256, _CALIBRATION_WINDOWS))
+        model.calibrate(data.evaluation("validation", carried=carried, most=_CALIBRATION_WINDOWS))
     return Trained(task, linear, best["epoch"] if better else -1, ridge.penalty)
 
 
@@ -144,5 +146,6 @@ def start(config: ForecastConfig, data: SeriesData):
 def validation_loss(task: ForecastTask, data: SeriesData) -> float:
     """Mean validation loss as training would log it."""
     task.eval()
-    sums = sum(task.validation_sums(batch) for batch in batches(data.windows("validation"), 256))
+    carried = task.net.config.context == "carried"
+    sums = sum(task.validation_sums(batch) for batch in data.evaluation("validation", carried=carried))
     return float(sums[0] / sums[1].clamp(min=1))

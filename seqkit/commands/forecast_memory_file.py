@@ -16,8 +16,9 @@ import polars as pl
 import safetensors
 import safetensors.torch
 import torch
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
 
-from seqkit.commands.forecast_memory import Memory
+from seqkit.commands.forecast_memory import Carried, Memory
 from seqkit.commands.forecast_trained import TrainedForecast
 from seqkit.data.frequency import Frequency
 from seqkit.data.series import Panel
@@ -47,6 +48,10 @@ def save_memory(path: Path, memory: Memory, trained: TrainedForecast, **more: An
         "offsets": torch.from_numpy(panel.offsets.copy()),
         "ds": torch.from_numpy(panel.ds.to_physical().cast(pl.Int64).to_numpy().copy()),
     }
+    if memory.carried is not None:
+        tensors["hidden"] = memory.carried.hidden_SD.detach().cpu().contiguous()
+        for key, leaf in tree_flatten_with_path(memory.carried.state)[0]:
+            tensors[f"state{keystr(key)}"] = leaf.detach().cpu().contiguous().clone()
     header = {
         "version": VERSION,
         "model": fingerprint(trained),
@@ -86,7 +91,19 @@ def load_memory(path: Path, trained: TrainedForecast) -> tuple[Memory, dict[str,
         pl.DataFrame(header["exogenous"]), Roles(*header["roles"]),
     )  # fmt: skip
     before = {name: tuple(sums) for name, sums in header["before"].items()}
-    return Memory(panel, before, header["rows"]), header
+    return Memory(panel, before, header["rows"], _carried(path, tensors, trained)), header
+
+
+def _carried(path: Path, tensors: dict[str, torch.Tensor], trained: TrainedForecast) -> Carried | None:
+    if not trained.carries:
+        return None
+    device = next(trained.task.parameters()).device
+    hidden = tensors["hidden"].to(device)
+    keyed, spec = tree_flatten_with_path(trained.task.net.encoder.backbone.initial_state(len(hidden)))
+    names = [f"state{keystr(key)}" for key, _ in keyed]
+    if not tensors.keys() >= set(names):
+        raise CheckpointError(str(path), expected="the tensors of the model's state", got=f"{sorted(tensors)[:3]} ...")
+    return Carried(hidden, tree_unflatten([tensors[name].to(device) for name in names], spec))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

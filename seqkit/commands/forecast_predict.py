@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
-import torch
 
 from seqkit.commands.arguments import parse
 from seqkit.commands.forecast_frames import forecast_rows, interval_levels
+from seqkit.commands.forecast_memory import forecast_from, remember
 from seqkit.commands.forecast_report import OURS, measure_task, print_summary, write_measured
 from seqkit.commands.forecast_trained import TrainedForecast
 from seqkit.commands.run_folder import open_run
@@ -85,7 +85,7 @@ def predict(argv: Sequence[str]) -> int:
     panel = trained.read(source, columns=config.columns)
     future = None if config.future is None else trained.read_future(config.future, columns=config.columns)
     levels = interval_levels(level)
-    longer, quantiles = trained.forecast(panel, torch.from_numpy(levels), future=future)
+    longer, quantiles = forecast_from(trained, remember(trained, panel), levels, future)
     frame = forecast_rows(longer, quantiles, levels, level, name=OURS, horizon=horizon)
     for note in panel.notes:
         print(f"seqkit predict: {note}", file=sys.stderr)

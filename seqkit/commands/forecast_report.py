@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from seqkit.commands.forecast_frames import at_level, interval_columns, interval_levels, sides
 from seqkit.commands.run_folder import METRICS
 from seqkit.commands.trainer import HISTORY
-from seqkit.data.series_data import SeriesData, batches
+from seqkit.data.series_data import SeriesData
 from seqkit.data.series_windows import SeriesWindows
 from seqkit.files import atomic, write_json, write_text
 from seqkit.report.series import Fan, plot_backtest, plot_coverage, plot_fans, plot_horizon_error
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 OURS, LINEAR, SEASONAL = "seqkit", "linear (ridge)", "seasonal naive"
 PLOTS, TABLES, PREDICTIONS = "plots", "results.md", "predictions.parquet"
-_BATCH = 256
 _FANS, _BACKTEST = 3, 60
 """Fans drawn, and most cutoffs of a backtest plot."""
 
@@ -61,7 +60,7 @@ class Measured(NamedTuple):
 def measure(trained: Trained, data: SeriesData, *, level: tuple[float, ...]) -> Measured:
     """Forecast the test windows with the model, the linear start and the seasonal naive method."""
     measured = measure_task(trained.task, data, level=level)
-    linear = forecast_windows(trained.linear, data.windows("test"), measured.levels_Q)
+    linear = forecast_windows(trained.linear, data, measured.levels_Q)
     seasonal = measured.quantiles.pop(SEASONAL)
     measured.quantiles.update({LINEAR: linear, SEASONAL: seasonal})
     return measured
@@ -78,23 +77,26 @@ def measure_task(task: ForecastTask, data: SeriesData, *, level: tuple[float, ..
         shift = conformal_shift(score.unsqueeze(-1).expand(*score.shape, len(levels)), torch.from_numpy(levels)).numpy()
     else:
         shift = np.zeros((data.config.horizon, len(levels)))
-    quantiles = {OURS: forecast_windows(task, test, levels), SEASONAL: naive + shift}
+    quantiles = {OURS: forecast_windows(task, data, levels), SEASONAL: naive + shift}
     series_W, cutoff_W = places(data, test)
     scale_S = seasonal_scale(data, season)
     return Measured(targets(data, test), levels, quantiles, series_W, cutoff_W, scale_S[series_W], season)
 
 
 @torch.no_grad()
-def forecast_windows(task: ForecastTask, windows: SeriesWindows, levels: NDArray) -> NDArray:
-    """Calibrated quantiles (W, H, Q), channel by channel."""
+def forecast_windows(task: ForecastTask, data: SeriesData, levels: NDArray) -> NDArray:
+    """Calibrated quantiles (W, H, Q) of the test windows, channel by channel."""
     task.eval()
     device = next(task.parameters()).device
     wanted = torch.from_numpy(levels).to(device)
-    parts = []
-    for batch in batches(windows, _BATCH):
-        on_device = {name: value.to(device) for name, value in batch.items()}
-        parts.append(task.quantiles(on_device, wanted).flatten(0, 1).cpu().numpy())
-    return np.concatenate(parts)
+    values = None
+    for batch in data.evaluation("test", carried=task.net.config.context == "carried"):
+        forecast, windows = task.answer({name: value.to(device) for name, value in batch.items()})
+        part = task.finish(forecast, windows, wanted).cpu().numpy()
+        if values is None:
+            values = np.full((len(data.windows("test")), *part.shape[1:]), np.nan)
+        values[windows["index"].cpu().numpy()] = part
+    return values.reshape(-1, *values.shape[2:])
 
 
 def places(data: SeriesData, windows: SeriesWindows) -> tuple[NDArray, NDArray]:

@@ -30,7 +30,7 @@ from seqkit.errors import CheckpointError, ConfigError, InputError
 from seqkit.tasks.export import load_weights, read_description, save_model
 from seqkit.tasks.forecast import ForecastTask
 from seqkit.tasks.series_encoder import SeriesShape, TokenConfig
-from seqkit.tasks.series_net import ForecastNetConfig
+from seqkit.tasks.series_net import ForecastNetConfig, horizon_of, normalise
 from seqkit.tokenizers.numeric import SeriesScaler, Sums
 
 _SERIES_AT_ONCE = 1024
@@ -132,7 +132,7 @@ class TrainedForecast:
 
     def forecast(
         self, panel: Panel, levels: torch.Tensor, *, future: pl.DataFrame | None = None,
-        before: Mapping[str, Sums] | None = None,
+        before: Mapping[str, Sums] | None = None, hidden: torch.Tensor | None = None,
     ) -> tuple[Panel, NDArray]:  # fmt: skip
         """What comes behind the last row of every series.
 
@@ -141,6 +141,7 @@ class TrainedForecast:
             levels: (Q,) quantile levels.
             future: Known-future rows, where the model has such covariates.
             before: Sums of the rows before the panel's, for a running scaler.
+            hidden: Hidden states behind the last rows, for a model that carries its state.
 
         Returns:
             The panel with H rows more per series, and quantiles (S, H, Q) in the units of the data.
@@ -164,8 +165,23 @@ class TrainedForecast:
         for start in range(0, len(series_S), _SERIES_AT_ONCE):
             chosen = series_S[start : start + _SERIES_AT_ONCE]
             batch = {name: value.to(device) for name, value in windows.at(chosen, cutoff_S[chosen]).items()}
-            parts.append(self.task.quantiles(batch, levels.to(device)).flatten(0, 1).cpu().numpy())
+            given = None if hidden is None else hidden[start : start + _SERIES_AT_ONCE]
+            parts.append(self._quantiles(batch, levels.to(device), given).flatten(0, 1).cpu().numpy())
         return longer, np.concatenate(parts)
+
+    @property
+    def carries(self) -> bool:
+        """Whether the state of the backbone goes on from row to row, instead of reading the lookback anew."""
+        return self.config.net.context == "carried"
+
+    @torch.no_grad()
+    def _quantiles(self, batch: Mapping[str, torch.Tensor], levels: torch.Tensor, hidden: torch.Tensor | None):
+        if hidden is None:
+            return self.task.quantiles(batch, levels)
+        net = self.task.net
+        normal = normalise(batch["z"], self.config.net.norm)
+        forecast = net.decode(hidden, normal, horizon_of(batch, self.config.data.lookback))
+        return self.task.finish(forecast, batch, levels)
 
     def save(self, folder: Path) -> None:
         """Write ``model.json`` and ``model.safetensors``."""

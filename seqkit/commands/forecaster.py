@@ -20,7 +20,7 @@ from seqkit import configs
 from seqkit.commands.arguments import parse
 from seqkit.commands.forecast import train
 from seqkit.commands.forecast_frames import forecast_rows, interval_columns, interval_levels
-from seqkit.commands.forecast_memory import Memory, remember
+from seqkit.commands.forecast_memory import Memory, forecast_from, remember
 from seqkit.commands.forecast_memory_file import load_memory, save_memory
 from seqkit.commands.forecast_model import TASK, ForecastConfig
 from seqkit.commands.forecast_report import forecast_windows, places
@@ -129,14 +129,14 @@ class Forecaster:
         trained = self._trained()
         restore = self._restore
         if df is None:
-            panel, before = self.memory.panel, self.memory.before
+            memory = self.memory
         else:
             source, restore = as_polars(df)
-            panel, before = trained.read(source), None
+            memory = remember(trained, trained.read(source))
         horizon = trained.horizon(h)
         future = None if future_df is None else trained.read_future(future_df)
         levels = interval_levels(level, quantiles)
-        longer, values = trained.forecast(panel, torch.from_numpy(levels), future=future, before=before)
+        longer, values = forecast_from(trained, memory, levels, future)
         frame = forecast_rows(longer, values, levels, level, name=self.alias, horizon=horizon)
         for wanted in quantiles:
             place = int(np.argmin(np.abs(levels - wanted)))
@@ -247,7 +247,7 @@ def backtest_rows(trained: TrainedForecast, data: SeriesData, level: Sequence[fl
     """Long frame of the forecasts at the test cutoffs, under the names of the frame that came in."""
     levels = interval_levels(level)
     windows = data.windows("test")
-    quantiles = forecast_windows(trained.task, windows, levels)
+    quantiles = forecast_windows(trained.task, data, levels)
     series_W, cutoff_W = places(data, windows)
     panel, horizon = data.panel, data.config.horizon
     rows = (cutoff_W[:, None] + np.arange(horizon)).reshape(-1)

@@ -1,5 +1,7 @@
 import json
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -138,6 +140,79 @@ def test_updating_equals_reading_everything_with_other_scalers(scaler, tmp_path)
     model.update(LATER)
     model.save(tmp_path / "model")
     np.testing.assert_allclose(Forecaster.load(tmp_path / "model").predict()["seqkit"], whole["seqkit"], rtol=1e-5)
+
+
+CARRIED = SMALL | {"net": {"context": "carried"}, "tokens": {"kind": "step"}, "data": {"chunk": 32, "batch_size": 4}}
+
+
+def carried(layout, scaler):
+    model = CARRIED["model"] | {"layout": layout, "d_state": 8}
+    data = CARRIED["data"] | {"scaler": scaler}
+    net = {"context": "carried", "linear": False}
+    return Forecaster(h=H, **(CARRIED | {"model": model, "data": data, "net": net})).fit(FRAME)
+
+
+@pytest.mark.parametrize(("layout", "scaler"), [("mamba1", "series"), ("mamba3", "running"), ("s4d*2", "global")])
+def test_a_carried_state_equals_the_full_pass(layout, scaler, tmp_path):
+    model = carried(layout, scaler)
+    whole = model.predict(pl.concat([FRAME, LATER]))
+    for rows in LATER.sort("ds").iter_slices(14):
+        model.update(rows)
+    model.save(tmp_path)
+    out = Forecaster.load(tmp_path).predict()
+    for name in whole.columns[2:]:
+        np.testing.assert_allclose(out[name], whole[name], rtol=1e-5)
+
+
+def test_another_process_goes_on_from_a_carried_state(tmp_path):
+    model = carried("mamba2", "running")
+    whole = model.predict(pl.concat([FRAME, LATER]))
+    half = LATER["ds"].min() + pd.Timedelta(hours=50)
+    model.update(LATER.filter(pl.col("ds") < half)).save(tmp_path)
+    LATER.filter(pl.col("ds") >= half).write_parquet(tmp_path / "later.parquet")
+    code = (
+        "import sys, polars as pl; from seqkit import Forecaster; model = Forecaster.load(sys.argv[1])\n"
+        "[model.update(rows) for _, rows in pl.read_parquet(sys.argv[2]).group_by('ds', maintain_order=True)]\n"
+        "model.predict().write_parquet(sys.argv[3])"
+    )
+    paths = [str(tmp_path), str(tmp_path / "later.parquet"), str(tmp_path / "out.parquet")]
+    subprocess.run([sys.executable, "-c", code, *paths], check=True)
+    np.testing.assert_allclose(pl.read_parquet(paths[2])["seqkit"], whole["seqkit"], rtol=1e-5)
+
+
+def test_what_a_forecaster_keeps_does_not_grow(tmp_path):
+    model = Forecaster(h=H, **CARRIED).fit(FRAME)
+    sizes = []
+    for days in (25, 200):
+        model.update(
+            hourly(days)
+            .join(FRAME, on=["unique_id", "ds"], how="anti")
+            .filter(pl.col("ds") > model.memory.panel.ds.max())
+        )
+        model.save(tmp_path)
+        sizes.append((tmp_path / "memory.safetensors").stat().st_size)
+    assert sizes[1] < sizes[0] * 1.02
+    assert model.memory.rows == {"a": 4800, "b": 4800}
+
+
+def test_members_of_a_panel_join_a_carried_state():
+    model = Forecaster(h=H, **CARRIED).fit(FRAME)
+    new = hourly(3, names=("0",))
+    model.update(pl.concat([LATER.filter(unique_id="b"), new]))
+    out = model.predict()
+    whole = model.predict(pl.concat([FRAME, LATER.filter(unique_id="b"), new]))
+    for name in ("a", "b", "0"):
+        one, other = (frame.filter(unique_id=name)["seqkit"] for frame in (out, whole))
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_mixed_channels_need_rows_of_all():
+    settings = SMALL | {"net": {"mix": True}}
+    model = Forecaster(h=H, **settings).fit(FRAME)
+    whole = model.predict(pl.concat([FRAME, LATER]))
+    np.testing.assert_allclose(model.update(LATER).predict()["seqkit"], whole["seqkit"], rtol=1e-5)
+    with pytest.raises(InputError, match="new rows of all 2 mixed series, got of 1"):
+        model.update(hourly(30).filter(pl.col("unique_id") == "a", pl.col("ds") > LATER["ds"].max()))
 
 
 def loaded(fitted, folder):

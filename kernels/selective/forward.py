@@ -215,18 +215,10 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         y (B, L, D) in u's dtype, final states (S, D, N), chunk-start states (K, N, D).
     """
     call = Call(*args)
-    u, spans = call.u, call.segments
+    u = call.u
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    states = torch.empty((spans.chunks, call.N, call.D), dtype=torch.float32, device=u.device)
-    sums = states.new_empty((spans.chunks, call.D))
     with guard(u):
-        if u.numel():
-            block = SUMMARY_BLOCK
-            summary_kernel[(call.programs(block),)](
-                u, call.delta, call.A, call.B, call.bias, states, sums, *call.spans(), *call.channels(block),
-                *call.strides("u", "delta", "B"), **call.constants(block),
-            )  # fmt: skip
-        final = chain(call, states, sums, call.entry, flip=False)
+        states, final = _starts(call)
         if u.numel():
             block = OUTPUT_BLOCK
             output_kernel[(call.programs(block),)](
@@ -234,3 +226,23 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
                 *call.channels(block), *call.strides("u", "delta", "B", "C", "z"), **call.constants(block),
             )  # fmt: skip
     return y, final, states
+
+
+def starts(*args) -> torch.Tensor:
+    """The chunk-start states (K, N, D) of :func:`forward` alone, at about half its cost."""
+    call = Call(*args)
+    with guard(call.u):
+        return _starts(call)[0]
+
+
+def _starts(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chunk-start states (K, N, D), and what leaves each segment (S, D, N)."""
+    states = torch.empty((call.segments.chunks, call.N, call.D), dtype=torch.float32, device=call.u.device)
+    sums = states.new_empty((call.segments.chunks, call.D))
+    if call.u.numel():
+        block = SUMMARY_BLOCK
+        summary_kernel[(call.programs(block),)](
+            call.u, call.delta, call.A, call.B, call.bias, states, sums, *call.spans(), *call.channels(block),
+            *call.strides("u", "delta", "B"), **call.constants(block),
+        )  # fmt: skip
+    return states, chain(call, states, sums, call.entry, flip=False)

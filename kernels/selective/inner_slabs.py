@@ -24,14 +24,12 @@ OPERANDS = (
 
 
 def boundary_elements(provider: str, shape: tuple[int, int, int, int], segments: int | None, slab: int) -> int:
-    """Elements of the scan's boundary states of all slabs, for B, L, E, N."""
+    """Elements of the scan's boundary states that are kept, for B, L, E, N: none of several slabs."""
     batch, length, channels, states = shape
+    if count_slabs(length, slab) > 1:
+        return 0
     size = dispatch.implementation("selective_scan", provider).boundary_shape
-    if count_slabs(length, slab) == 1:
-        return math.prod(size(batch, length, channels, states, segments))
-    last = length - (count_slabs(length, slab) - 1) * slab
-    whole = math.prod(size(batch, slab, channels, states, segments))
-    return (count_slabs(length, slab) - 1) * whole + math.prod(size(batch, last, channels, states, segments))
+    return math.prod(size(batch, length, channels, states, segments))
 
 
 class Call(SlabCall):
@@ -48,11 +46,6 @@ class Call(SlabCall):
         self.x_weight, self.dt_weight = self.cast("x_weight", self.dtype), self.cast("dt_weight", self.dtype)
         self.dt_bias, self.A, self.D = (self.cast(name, self.wide) for name in ("dt_bias", "A", "D"))
         self.E, self.N = self.A.shape
-
-    def boundary_shape(self, span: slice) -> tuple[int, ...]:
-        """Shape of the scan's boundary states of one slab."""
-        packed = None if self.cu_seqlens is None else self.segments
-        return self.scan.boundary_shape(self.x.shape[0], span.stop - span.start, self.E, self.N, packed)
 
     def select(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Low-rank time step, B and C in one tensor (B, T, R + 2N), and the time step without its bias (B, T, E)."""
@@ -79,20 +72,21 @@ def forward(*args) -> tuple[torch.Tensor, ...]:
 
     Returns:
         y (B, L, D) or, without an output projection, (B, L, E); final states (S, W - 1, E) and (S, E, N); those before
-        every slab but the first (K - 1, B, ...); the scan's boundary states of all slabs, flat.
+        every slab but the first (K - 1, B, ...); the scan's boundary states of a single slab, flat.
     """
     call, boundaries = Call(*args), []
+    single = len(call.spans()) == 1
 
     def run(span: slice, conv: torch.Tensor | None, ssm: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         bounds, uz = call.bounds(span), call.project(span)
         u, conv = call.conv.forward(*call.conv_arguments(uz[..., : call.E], conv, bounds))
         selected, delta = call.select(u)
         y, ssm, boundary = call.scan.forward(*call.scan_arguments(u, delta, selected, uz, ssm, bounds))
-        boundaries.append(boundary.flatten())
+        boundaries.append(boundary.flatten() if single else boundary.new_empty(0))
         return y, conv, ssm
 
     outputs = run_forward(call, call.E, run)
-    return *outputs, boundaries[0] if len(boundaries) == 1 else torch.cat(boundaries)
+    return *outputs, boundaries[0]
 
 
 def backward(
@@ -112,15 +106,13 @@ def backward(
         dssm: Gradient of the scan's final states, or None.
         conv_starts: States before every slab but the first, as kept by the forward pass.
         ssm_starts: The same of the scan.
-        boundary: The scan's boundary states, flat.
+        boundary: The scan's boundary states of a single slab, flat.
         *args: Those of :func:`forward`.
     """
     call = Call(*args)
-    shapes = [call.boundary_shape(span) for span in call.spans()]
-    boundaries = boundary.split([math.prod(shape) for shape in shapes])
 
     def run(k: int, *slab) -> States:
-        return _backward_slab(call, boundaries[k].view(shapes[k]), *slab)
+        return _backward_slab(call, boundary, *slab)
 
     return run_backward(call, dy, (dconv, dssm), (conv_starts, ssm_starts), run)
 
@@ -135,12 +127,18 @@ def _backward_slab(
     totals: Totals,
     dx: torch.Tensor,
 ) -> States:
-    """Recompute one slab but for its scan, write ``dx``, add to ``totals``; returns the adjoints of its two starts."""
+    """Recompute one slab up to its scan, write ``dx``, add to ``totals``; returns the adjoints of its two starts."""
     (conv_start, ssm_start), (dconv, dssm) = starts, adjoints
     bounds, uz = call.bounds(span), call.project(span)
     conv_arguments = uz[..., : call.E], conv_start, bounds
     u, _ = call.conv.forward(*call.conv_arguments(*conv_arguments))
     selected, delta = call.select(u)
+    scan_arguments = call.scan_arguments(u, delta, selected, uz, ssm_start, bounds)
+    if len(call.spans()) == 1:
+        packed = None if call.cu_seqlens is None else call.segments
+        boundary = boundary.view(call.scan.boundary_shape(*u.shape, call.N, packed))
+    else:  # those of all slabs would be as large as the block's input and more
+        boundary = call.scan.starts(*scan_arguments)
     duz = dx if call.in_weight is None else torch.empty_like(uz)
     dselected = torch.empty_like(selected)
     dlow_rank, dB, dC = call.split(dselected)
@@ -148,11 +146,7 @@ def _backward_slab(
     if call.out_weight is not None:
         into["y"] = torch.empty_like(u)
     du, ddelta, dA, _, _, dD, _, dbias, dssm = call.scan.backward(
-        call.before_output(dy),
-        dssm,
-        boundary,
-        *call.scan_arguments(u, delta, selected, uz, ssm_start, bounds),
-        into=into,
+        call.before_output(dy), dssm, boundary, *scan_arguments, into=into
     )
     for name, grad in (("A", dA), ("D", dD), ("dt_bias", dbias)):
         totals.add(name, grad)

@@ -55,6 +55,11 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return as_batch(y_RD, ops.u_BLD), _to_state(final_SND), starts_KND
 
 
+def starts(*args) -> torch.Tensor:
+    """The chunk-start states (K, N, D) of :func:`forward` alone."""
+    return forward(*args)[2]
+
+
 def _to_state(state_SND: torch.Tensor) -> torch.Tensor:
     return state_SND[:-1].transpose(1, 2).clone(memory_format=torch.contiguous_format)
 

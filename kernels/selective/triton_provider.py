@@ -16,12 +16,13 @@ from seqkit.kernels.selective.forward import (
     chain_kernel,
     forward,
     output_kernel,
+    starts,
     summary_kernel,
 )
 from seqkit.kernels.selective.tiles import CHUNKS
 from seqkit.kernels.triton_launch import CompileCase
 
-__all__ = ["backward", "boundary_shape", "compile_cases", "forward"]
+__all__ = ["backward", "boundary_shape", "compile_cases", "forward", "starts"]
 NARROW = ("u", "delta", "B", "C", "z", "y", "dy", "du", "ddelta", "dz")  # operands in the dtype of the activations
 
 

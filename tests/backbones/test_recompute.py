@@ -49,10 +49,10 @@ def test_a_second_backward_pass_and_packed_segments(mixer):
     torch.testing.assert_close(gradients(again, weights, ids, passes=2, cu_seqlens=bounds), expected, rtol=1e-9, atol=0)
 
 
-def kept_and_peak(length=MILLION, blocks=8, **settings):
+def kept_and_peak(length=MILLION, blocks=8, mixer="mamba2", **settings):
     """Bytes alive behind the forward pass, and at most, of the DNA model on tensors that take no memory."""
     config = BackboneConfig(
-        d_model=256, layout=f"mamba2*{blocks}", vocab_size=8, complement=(0, 1, 2, 3, 7, 6, 5, 4),
+        d_model=256, layout=f"{mixer}*{blocks}", vocab_size=8, complement=(0, 1, 2, 3, 7, 6, 5, 4),
         **{"bidirectional": True, "rc_equivariant": True, "checkpoint": True, "slab": 65_536, **settings},
     )  # fmt: skip
     torch.set_default_dtype(torch.bfloat16)
@@ -79,10 +79,11 @@ def test_a_block_keeps_one_tensor_of_the_streams_width(in_fp32, bytes_per_channe
     assert one <= (more - few) / 2 < 1.02 * one
 
 
+@pytest.mark.parametrize("mixer", ["mamba1", "mamba2"])
 @pytest.mark.parametrize(("in_fp32", "limit"), [(True, 20.5), (False, 12.0)])
-def test_a_million_tokens_leave_room_for_the_slabs(in_fp32, limit):
+def test_a_million_tokens_leave_room_for_the_slabs(mixer, in_fp32, limit):
     """22 and 14 GiB are the goal on a GPU; a slab of 65,536 tokens takes about one of them."""
-    _, peak = kept_and_peak(residual_in_fp32=in_fp32)
+    _, peak = kept_and_peak(mixer=mixer, residual_in_fp32=in_fp32)
     assert peak / GIB < limit
 
 

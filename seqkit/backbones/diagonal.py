@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 CHUNK = 64
+TIMED_BLOCK = 128  # tokens whose states exist at a time where steps differ
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,73 @@ def _run(
     entered = torch.where(chunks.tail_S > 0, before[..., chunks.last_S], enter_EMS)
     final = modes.powers(chunks.tail_S).to(complex_) * entered + tail
     return y_TE, torch.view_as_real(final.permute(2, 0, 1).contiguous())
+
+
+def timed_scan(
+    u_BLE: Tensor,
+    modes: Modes,
+    initial_state: Tensor | None,
+    step_size_BL: Tensor,
+    *,
+    cu_seqlens: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence over steps of different lengths: every decay is its own, so nothing is a convolution.
+
+    Computed in double precision, block by block; a block is computed again in the backward pass. Slower than
+    :func:`diagonal_scan` by far.
+
+    Args:
+        u_BLE: Input (B, L, E).
+        modes: The system for a step of length 1.
+        initial_state: (S, E, M, 2), or None for zeros.
+        step_size_BL: Length of each step, >= 0; 0 leaves the state as it is.
+        cu_seqlens: (S + 1,) int32 bounds of packed segments (B = 1).
+        reverse: Scan every sequence from its end.
+
+    Returns:
+        As :func:`diagonal_scan`.
+    """
+    if initial_state is None:
+        count = u_BLE.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        real = torch.promote_types(u_BLE.dtype, torch.float32)
+        initial_state = u_BLE.new_zeros(count, *modes.rate_EM.shape, 2, dtype=real)
+    if cu_seqlens is not None:
+        lengths = cu_seqlens.diff().tolist()
+        parts = [
+            timed_scan(u, modes, state, step, reverse=reverse)
+            for u, state, step in zip(
+                u_BLE.split(lengths, 1), initial_state.split(1), step_size_BL.split(lengths, 1), strict=True
+            )
+        ]
+        return torch.cat([y for y, _ in parts], dim=1), torch.cat([state for _, state in parts])
+    if u_BLE.shape[1] == 0:
+        return torch.zeros_like(u_BLE), initial_state.clone()
+    if reverse:
+        u_BLE, step_size_BL = u_BLE.flip(1), step_size_BL.flip(1)
+    h_BEM = torch.view_as_complex(initial_state.double().contiguous())
+    outputs = []
+    for u_BQE, step_BQ in zip(u_BLE.split(TIMED_BLOCK, 1), step_size_BL.split(TIMED_BLOCK, 1), strict=True):
+        inputs = (u_BQE.double(), step_BQ.double(), h_BEM, modes.rate_EM, modes.input_EM, modes.output_EM)
+        y_BQE, h_BEM = checkpoint(_timed_block, *inputs, use_reentrant=False)
+        outputs.append((y_BQE + modes.skip_E * u_BQE).to(u_BLE.dtype))
+    y_BLE = torch.cat(outputs, dim=1)
+    return y_BLE.flip(1) if reverse else y_BLE, torch.view_as_real(h_BEM).to(initial_state.dtype)
+
+
+def _timed_block(
+    u_BQE: Tensor, step_BQ: Tensor, h_BEM: Tensor, rate_EM: Tensor, input_EM: Tensor, output_EM: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Outputs of a block without the skip, and the state behind it; by doubling over its tokens."""
+    decay = torch.exp(rate_EM * step_BQ[..., None, None])
+    h = (decay - 1) / (torch.exp(rate_EM) - 1) * input_EM * u_BQE.unsqueeze(-1)
+    h = torch.cat([h[:, :1] + decay[:, :1] * h_BEM.unsqueeze(1), h[:, 1:]], dim=1)
+    shift = 1
+    while shift < h.shape[1]:
+        h = torch.cat([h[:, :shift], h[:, shift:] + decay[:, shift:] * h[:, :-shift]], dim=1)
+        decay = torch.cat([decay[:, :shift], decay[:, shift:] * decay[:, :-shift]], dim=1)
+        shift *= 2
+    return 2 * (output_EM * h).real.sum(-1), h[:, -1]
 
 
 def diagonal_step(u_SE: Tensor, modes: Modes, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqkit.backbones.diagonal import Modes, diagonal_scan, diagonal_step
+from seqkit.backbones.diagonal import Modes, diagonal_scan, diagonal_step, timed_scan
 from seqkit.backbones.mixer import ProjectedMixer, ScanCore
 from seqkit.backbones.parameters import Linear, time_step_bias
 from seqkit.backbones.slabs import run_in_slabs
@@ -41,6 +41,7 @@ class S4DCore(ScanCore):
         ConfigError: ``d_state`` is not even.
     """
 
+    reads_time = True
     float32_parameters = ("dt_bias", "A_log", "A_imag", "C", "D")
 
     def __init__(
@@ -96,12 +97,24 @@ class S4DCore(ScanCore):
         return S4DState(self.D.new_zeros(batch, self.d_inner, self.d_state // 2, 2, dtype=dtype))
 
     def scan(
-        self, projected: Tensor, state: S4DState | None, *, cu_seqlens: Tensor | None, reverse: bool
+        self,
+        projected: Tensor,
+        state: S4DState | None,
+        *,
+        cu_seqlens: Tensor | None,
+        reverse: bool,
+        step_size: Tensor | None = None,
     ) -> tuple[Tensor, S4DState]:
-        """Run the core on the input projection (B, L, 2E); returns (B, L, E) and the next state."""
+        """Run the core on the input projection (B, L, 2E); returns (B, L, E) and the next state.
+
+        ``step_size`` (B, L) multiplies the time steps.
+        """
         u_BLE, z_BLE = projected.chunk(2, dim=-1)
-        modes = None if state is None else state.modes
-        y_BLE, modes = diagonal_scan(u_BLE, self.modes(), modes, cu_seqlens=cu_seqlens, reverse=reverse)
+        modes, options = None if state is None else state.modes, {"cu_seqlens": cu_seqlens, "reverse": reverse}
+        if step_size is None:
+            y_BLE, modes = diagonal_scan(u_BLE, self.modes(), modes, **options)
+        else:
+            y_BLE, modes = timed_scan(u_BLE, self.modes(), modes, step_size, **options)
         return y_BLE * F.silu(z_BLE), S4DState(modes)
 
     def scan_slabs(

@@ -204,7 +204,7 @@ def timed_backbone(layout, **options):
     return Backbone(BackboneConfig(layout=layout, **(sizes | options))).double()
 
 
-@pytest.mark.parametrize("layout", ["mamba1", "mamba2", "mamba1 mamba2"])
+@pytest.mark.parametrize("layout", ["mamba1", "mamba2", "s4d", "mamba1 mamba2"])
 def test_even_distances_change_nothing(layout):
     backbone, x = timed_backbone(layout), torch.randn(2, 33, 2).double()
     even, state = backbone(channels=x, step_size=torch.ones(2, 33).double())
@@ -213,7 +213,7 @@ def test_even_distances_change_nothing(layout):
     torch.testing.assert_close(tree_leaves(state), tree_leaves(expected))
 
 
-@pytest.mark.parametrize("layout", ["mamba1", "mamba2"])
+@pytest.mark.parametrize("layout", ["mamba1", "mamba2", "s4d"])
 def test_distances_enter_the_decay_and_continue_in_chunks(layout):
     backbone, x = timed_backbone(layout), torch.randn(2, 30, 2).double()
     step = torch.rand(2, 30).double() * 3
@@ -228,7 +228,7 @@ def test_distances_enter_the_decay_and_continue_in_chunks(layout):
     torch.testing.assert_close(late[:, 20:], fresh[:, 3:])
 
 
-@pytest.mark.parametrize("options", [{"layout": "mamba3"}, {"layout": "s4d"}, {"layout": "mamba2 attention"},
+@pytest.mark.parametrize("options", [{"layout": "mamba3"}, {"layout": "mamba2 attention"},
                                      {"layout": "mamba2", "bidirectional": True},
                                      {"layout": "mamba2", "checkpoint": True}])  # fmt: skip
 def test_blocks_that_cannot_read_time_refuse_it(options):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqkit.backbones import S4D, Backbone, BackboneConfig
-from seqkit.backbones.diagonal import diagonal_scan, diagonal_step
+from seqkit.backbones.diagonal import diagonal_scan, diagonal_step, timed_scan
 from seqkit.errors import ConfigError
 
 
@@ -117,3 +117,29 @@ def test_a_hybrid_of_layout_words():
     hidden, state = model(channels=torch.randn(2, 70, 3))
     assert hidden.shape == (2, 70, 8)
     assert state.blocks[0].modes.shape == (2, 16, 3, 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"cu_seqlens": torch.tensor([0, 90, 90, 300]).int()}])
+def test_steps_of_length_one_are_the_plain_scan(options):
+    modes, u = S4D(3, d_state=4).double().modes(), torch.randn(1, 300, 6, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(3 if "cu_seqlens" in options else 1, 6, 2, 2, dtype=torch.float64)
+    plain, timed = (
+        scan(u, modes, state, *more, **options)
+        for scan, more in ((diagonal_scan, ()), (timed_scan, (torch.ones(1, 300),)))
+    )
+    torch.testing.assert_close(timed, plain, rtol=1e-9, atol=1e-10)
+    ours, theirs = (torch.autograd.grad(y.square().sum() + h.sum(), u)[0] for y, h in (timed, plain))
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
+
+
+def test_a_gap_decays_the_state_as_silence_does():
+    """Five steps without input, and one step of length five with input held over it."""
+    modes = S4D(2, d_state=4).double().modes()
+    u, state = torch.zeros(1, 6, 4, dtype=torch.float64), torch.randn(1, 4, 2, 2, dtype=torch.float64)
+    _, silent = diagonal_scan(u[:, :5], modes, state)
+    _, jumped = timed_scan(u[:, :1], modes, state, torch.tensor([[5.0]]))
+    torch.testing.assert_close(jumped, silent)
+    held = u + torch.randn(1, 1, 4, dtype=torch.float64)
+    _, stepped = diagonal_scan(held, modes, state)
+    _, jumped = timed_scan(held[:, :1], modes, state, torch.tensor([[6.0]]))
+    torch.testing.assert_close(jumped, stepped)

@@ -76,9 +76,9 @@ class Backbone(nn.Module):
         Raises:
             ConfigError: The layout holds such a block, both sides are read, or blocks are to be computed again.
         """
-        if set(self.config.blocks) - {"mamba1", "mamba2"}:
+        if set(self.config.blocks) - {"mamba1", "mamba2", "s4d"}:
             raise ConfigError(
-                "layout", expected="mamba1 and mamba2 for irregular times, whose steps can differ",
+                "layout", expected="mamba1, mamba2 and s4d for irregular times, whose steps can differ",
                 got=self.config.layout,
             )  # fmt: skip
         self.require_causal("irregular times")

@@ -36,6 +36,21 @@ def tail(panel: Panel, rows: int) -> Panel:
     )
 
 
+def joined(panels: Sequence[Panel]) -> Panel:
+    """Panels of different series as one."""
+    lengths = np.concatenate([panel.lengths for panel in panels])
+    return replace(
+        panels[0],
+        ids=[name for panel in panels for name in panel.ids],
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        ds=pl.concat([panel.ds.alias("ds") for panel in panels]),
+        y=np.concatenate([panel.y for panel in panels]),
+        exogenous=pl.concat([panel.exogenous for panel in panels])
+        if panels[0].exogenous.width
+        else panels[0].exogenous,
+    )
+
+
 def appended(panel: Panel, new: Panel, *, gaps: str = "fill") -> Panel:
     """A panel with the rows of another behind its own, series by series; new series join at the end.
 
@@ -45,6 +60,7 @@ def appended(panel: Panel, new: Panel, *, gaps: str = "fill") -> Panel:
         InputError: A new row is not later than the last one of its series, lies off its grid, or leaves a gap and gaps
             are refused; the first one is named.
     """
+    new = replace(new, ds=_as_known(new.ds, panel.ds))
     last = pl.DataFrame({"unique_id": panel.ids, "last": panel.last()})
     late = rows_of(new).join(last, on="unique_id").filter(pl.col("ds") <= pl.col("last"))
     if late.height:
@@ -58,6 +74,15 @@ def appended(panel: Panel, new: Panel, *, gaps: str = "fill") -> Panel:
     grid = GridConfig(irregular=True) if panel.frequency is None else GridConfig(freq=panel.frequency, gaps=gaps)
     whole = panel_of_frame(rows.sort(KEYS, maintain_order=True), panel.roles, grid)
     return whole.take(np.array(sorted(range(len(whole)), key=lambda s: order[whole.ids[s]])))
+
+
+def _as_known(new: pl.Series, known: pl.Series) -> pl.Series:
+    """New stamps in the type of those known."""
+    zones = [getattr(ds.dtype, "time_zone", None) for ds in (new, known)]
+    if (zones[0] is None) != (zones[1] is None):
+        said = {True: "without a zone", False: f"in a zone, such as {zones[0] or zones[1]}"}
+        raise InputError("ds", expected=f"stamps {said[zones[1] is None]}", got=f"stamps {said[zones[0] is None]}")
+    return new.cast(known.dtype)
 
 
 def extended(

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from seqkit.commands.forecast_trained import TrainedForecast
 from seqkit.data.series import Panel
 from seqkit.data.series_chunks import ChunkReader
-from seqkit.data.series_tail import appended, tail
+from seqkit.data.series_tail import appended, joined, tail
 from seqkit.data.series_windows import ScaledPanel
 from seqkit.errors import InputError
 from seqkit.tokenizers.numeric import NOTHING, Sums
@@ -96,6 +96,28 @@ def remember(trained: TrainedForecast, panel: Panel, memory: Memory | None = Non
         if len(dropped):
             before[name] = tuple(float(part[-1]) for part in trained.scaler.sums(dropped, before.get(name, NOTHING)))
     return Memory(replace(short, notes=panel.notes), before, rows, carried)
+
+
+def only(memory: Memory, place: int) -> Memory:
+    """The memory of one of several separate series."""
+    name = memory.panel.ids[place]
+    carried = memory.carried
+    if carried is not None:
+        carried = Carried(carried.hidden_SD[place : place + 1], tree_map(lambda x: x[place : place + 1], carried.state))
+    before = {name: memory.before[name]} if name in memory.before else {}
+    return Memory(memory.panel.take(np.array([place])), before, {name: memory.rows[name]}, carried)
+
+
+def merged(memories: list[Memory]) -> Memory:
+    """One memory of several that share no series."""
+    panel = joined([memory.panel for memory in memories])
+    carried = None
+    if memories[0].carried is not None:
+        hidden = torch.cat([memory.carried.hidden_SD for memory in memories])
+        states = [memory.carried.state for memory in memories]
+        carried = Carried(hidden, tree_map(lambda *leaves: torch.cat(leaves), *states))
+    before = {name: sums for memory in memories for name, sums in memory.before.items()}
+    return Memory(panel, before, {name: n for memory in memories for name, n in memory.rows.items()}, carried)
 
 
 @torch.no_grad()

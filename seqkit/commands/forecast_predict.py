@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from seqkit.commands.arguments import parse
+from seqkit.commands.forecast_follow import follow
 from seqkit.commands.forecast_frames import forecast_rows, interval_levels
 from seqkit.commands.forecast_memory import forecast_from, remember
 from seqkit.commands.forecast_report import OURS, measure_task, print_summary, write_measured
@@ -36,12 +37,14 @@ class PredictConfig:
         columns: Which columns hold id, time, target, where they are not those of training.
         horizon: Steps ahead; the model's by default, and at most that.
         level: Percentages of the intervals; those of the run by default.
+        state: File that --follow goes on from where it exists, and saves to.
         device: auto, cpu, cuda or cuda:N.
     """
 
     ckpt: str | None = None
     table: str | None = None
     future: str | None = None
+    state: str | None = None
     out: str | None = None
     task: str | None = None
     columns: dict[str, str] | None = None
@@ -73,7 +76,15 @@ class TestConfig:
 
 def predict(argv: Sequence[str]) -> int:
     """Forecast what comes behind the last row of every series."""
-    config, _, _ = parse("seqkit predict --task forecast", PredictConfig, argv, aliases={"series": "table"})
+    config, own, _ = parse(
+        "seqkit predict --task forecast", PredictConfig, argv, aliases={"series": "table"}, flags=("follow",)
+    )
+    if own["follow"]:
+        if config.out not in (None, STDOUT):
+            raise ConfigError("--out", expected="- with --follow, which writes to stdout", got=config.out)
+        return follow(open_trained(config), config, sys.stdin, sys.stdout)
+    if config.state is not None:
+        raise ConfigError("--state", expected="--follow beside it", got="none", remedy="Add --follow, or drop it.")
     if not config.out:
         raise ConfigError("--out", expected="a file to write, or -", got="none")
     if config.table is None:

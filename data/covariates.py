@@ -127,7 +127,7 @@ class CovariateEncoder:
             _require_constant(panel, name)
         return cls(
             *(tuple(Column.fit(chosen[name]) for name in names) for names in (future, past, static)),
-            calendar=calendar_names(panel.ds[rows], panel.frequency) if calendar else (),
+            calendar=calendar_names(panel.ds, panel.frequency) if calendar else (),
             usual_step=_usual_step(panel) if panel.frequency is None else None,
         )
 

@@ -31,6 +31,8 @@ _PANDAS = {
 _MONTH_ENDS = {"M": 1, "ME": 1, "Q": 3, "QE": 3, "Y": 12, "YE": 12, "A": 12}
 _SPELLING = re.compile(r"(\d*)([A-Za-z]+)(?:-[A-Z]{3})?")
 _DAY, _WEEK = _NANOSECONDS["d"], _NANOSECONDS["w"]
+_ENOUGH = 10_000
+"""Rows of a series that its frequency is inferred from; the grid is checked on all of them."""
 _MOST_OFTEN = 0.5
 """Least share of neighbouring stamps that must lie one step apart for a frequency to be inferred."""
 
@@ -120,6 +122,20 @@ class Frequency:
         position = steps // self.count
         return position, (steps % self.count == 0) & (self.stamps(first, position).to_numpy() == ds.to_numpy())
 
+    def regular(self, ds: pl.Series, offsets: NDArray) -> bool:
+        """Whether neighbouring stamps of every series lie one step apart; False where only the calendar could tell.
+
+        Args:
+            ds: (N,) stamps.
+            offsets: (S + 1,) bounds of the series.
+        """
+        if self.unit not in _NANOSECONDS and self.unit != "step":
+            return False
+        place = ds.to_numpy() if self.unit == "step" else _local(ds, self.unit)
+        apart = np.diff(place) == (self.count if self.unit == "step" else self.nanoseconds)
+        apart[offsets[1:-1] - 1] = True
+        return bool(apart.all())
+
     def stamps(self, first: pl.Series, position_N: NDArray) -> pl.Series:
         """Stamps at positions of the grids that start at ``first`` (N,); the type of ``first`` is kept."""
         steps = pl.Series("steps", position_N, dtype=pl.Int64) * self.count
@@ -161,7 +177,8 @@ def infer_frequency(ds: pl.Series, offsets: NDArray, ids: list[str]) -> Frequenc
         )  # fmt: skip
     found: dict[Frequency, str] = {}
     for series in np.flatnonzero(lengths >= 3):
-        frequency = _infer_one(ds[int(offsets[series]) : int(offsets[series + 1])], ids[series])
+        start = int(offsets[series])
+        frequency = _infer_one(ds[start : min(int(offsets[series + 1]), start + _ENOUGH)], ids[series])
         found.setdefault(frequency, ids[series])
     if len(found) > 1:
         (one, first), (other, second) = list(found.items())[:2]

@@ -20,6 +20,8 @@ _CHOICES = {
     "duplicates": ("refuse", "first", "last", "mean"),
     "infinite": ("refuse", "missing"),
 }
+_SAME_NAME = pl.col("unique_id") == pl.col("unique_id").shift()
+_LATER_NAME = pl.col("unique_id") > pl.col("unique_id").shift()
 _MOST_FILLED = 20
 """A grid with more rows than this many times those given comes from a wrong frequency or a wrong stamp."""
 
@@ -92,11 +94,10 @@ def checked(rows: pl.DataFrame, config: GridConfig) -> tuple[pl.DataFrame, list[
     if infinite.height:
         rows = rows.with_columns(pl.when(pl.col("y").is_infinite()).then(np.nan).otherwise(pl.col("y")).alias("y"))
     notes = [f"{infinite.height} infinite values read as missing"] if infinite.height else []
-    keys = rows.select("unique_id", "ds")
-    rows = rows.sort("unique_id", "ds", maintain_order=True)
-    if not rows.select("unique_id", "ds").equals(keys):
-        backward = int((keys["ds"].diff().cast(pl.Int64) < 0).sum()) if keys["unique_id"].n_unique() == 1 else None
-        notes.append(f"rows sorted by stamp ({backward} steps backward)" if backward else "rows sorted")
+    if not rows.select((_LATER_NAME | (_SAME_NAME & (pl.col("ds") >= pl.col("ds").shift()))).all()).item():
+        backward = rows.select((_SAME_NAME & (pl.col("ds") < pl.col("ds").shift())).sum()).item()
+        notes.append(f"rows sorted ({backward} steps backward)" if backward else "rows sorted")
+        rows = rows.sort("unique_id", "ds", maintain_order=True)
     return _without_doubles(rows, config, notes), notes
 
 
@@ -143,13 +144,13 @@ def _values(y: pl.Series) -> pl.Series:
 
 def _without_doubles(rows: pl.DataFrame, config: GridConfig, notes: list[str]) -> pl.DataFrame:
     keys = ["unique_id", "ds"]
-    doubled = rows.select(pl.struct(keys).is_duplicated()).to_series()
-    if not doubled.any():
+    again = rows.select((_SAME_NAME & (pl.col("ds") == pl.col("ds").shift())).fill_null(False)).to_series()
+    extra = int(again.sum())
+    if not extra:
         return rows
-    extra = int(doubled.sum()) - rows.filter(doubled).select(keys).n_unique()
     if config.duplicates == "refuse":
         raise InputError(
-            "ds", expected="one row per series and stamp", got=f"{extra} more: {_where(rows.filter(doubled))}",
+            "ds", expected="one row per series and stamp", got=f"{extra} more: {_where(rows.filter(again))}",
             remedy="duplicates=first, last or mean keeps one of each.",
         )  # fmt: skip
     notes.append(f"{extra} rows with a stamp seen before: {config.duplicates} kept")
@@ -170,6 +171,8 @@ def gridded(rows: pl.DataFrame, offsets: NDArray, ids: list[str], config: GridCo
         return Gridded(rows, offsets, None, ())
     frequency = Frequency.parse(config.freq) if config.freq is not None else infer_frequency(rows["ds"], offsets, ids)
     _require_kind(frequency, rows["ds"])
+    if frequency.regular(rows["ds"], offsets):
+        return Gridded(rows, offsets, frequency, ())
     lengths = np.diff(offsets)
     first_N = rows["ds"][np.repeat(offsets[:-1], lengths)]
     position_N, on_grid_N = frequency.positions(rows["ds"], first_N)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from seqkit.data import bundled
 from seqkit.data.encoded import EncodedGenome, open_genome
 from seqkit.data.genome_windows import GenomeWindows
-from seqkit.data.held_out import GenomeSplit, split_genome
+from seqkit.data.held_out import GenomeSplit, Span, split_genome
 from seqkit.errors import ConfigError
 
 
@@ -73,3 +73,10 @@ def load_genome(config: GenomeDataConfig) -> GenomeData:
     config = config.resolved()
     genome = open_genome(config.fasta)
     return GenomeData(config, genome, split_genome(genome, config.held_out, config.exclude))
+
+
+def whole_genome(config: GenomeDataConfig) -> GenomeData:
+    """Open a genome of which everything is measured and nothing learnt."""
+    genome = open_genome(config.fasta)
+    spans = tuple(Span(one.offset, one.offset + one.length) for one in genome.stretches)
+    return GenomeData(config, genome, GenomeSplit((), spans, f"all of {genome.source}"))

@@ -99,6 +99,25 @@ def load_weights(backbone: Backbone, weights: Mapping[str, Tensor]) -> None:
     backbone.load_state_dict(dict(weights))
 
 
+def start_from(backbone: Backbone, trained: Backbone) -> None:
+    """Give a backbone the weights of a trained one; input channels that the trained one lacks keep their own.
+
+    Args:
+        backbone: Receives the weights; apart from its input channels of the trained one's architecture.
+        trained: Is not changed.
+
+    Raises:
+        CheckpointError: The architectures differ.
+    """
+    own, theirs = backbone.state_dict(), trained.state_dict()
+    differing = {name for name in own.keys() ^ theirs.keys() if not name.startswith("embed.channels.")}
+    differing |= {name for name in own.keys() & theirs.keys() if own[name].shape != theirs[name].shape}
+    if differing:
+        got = f"{len(differing)} that differ (first: {min(differing)})"
+        raise CheckpointError("init", expected="weights of one architecture", got=got)
+    backbone.load_state_dict(own | {name: tensor for name, tensor in theirs.items() if name in own})
+
+
 def adapt_upstream_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the weights of a published Mamba or Mamba-2 language model to ours.
 

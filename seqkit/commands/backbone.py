@@ -33,13 +33,18 @@ def open_backbone(ckpt: str | None, preset: str | None, seed: int) -> Backbone:
     if (ckpt is None) == (preset is None):
         got = "neither" if ckpt is None else "both"
         raise ConfigError("--ckpt", expected="a run or a folder, or --model for random weights", got=got)
-    backbone = _random(preset, seed) if ckpt is None else _trained(Path(ckpt))
+    backbone = _random(preset, seed) if ckpt is None else trained_backbone(Path(ckpt))
     if not backbone.config.vocab_size or backbone.config.n_channels:
         raise ConfigError("--ckpt", expected="a model that reads bases alone", got="one with other input channels")
     return backbone.eval()
 
 
-def _trained(folder: Path) -> Backbone:
+def trained_backbone(folder: Path) -> Backbone:
+    """The backbone of a finished ``fit --task pretrain``, or of a folder that ``save_backbone`` wrote.
+
+    Raises:
+        CheckpointError: The folder holds no such model.
+    """
     if not folder.is_dir():
         raise CheckpointError("--ckpt", expected="a run or a folder with a backbone", got=f"{folder}, which is none")
     if (folder / CONFIG_FILE).is_file():

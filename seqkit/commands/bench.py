@@ -9,6 +9,7 @@ from seqkit.errors import ConfigError
 
 SUITES = {
     "kernels": "seqkit.kernels.bench",
+    "genome": "seqkit.bench.genome",
     "models": "seqkit.bench.models",
     "stream": "seqkit.bench.stream",
     "delayed-copy": "seqkit.bench.delayed_copy",

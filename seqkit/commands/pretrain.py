@@ -161,7 +161,10 @@ def train_and_evaluate(config: PretrainConfig, data: GenomeData, task: PretrainT
         trainer.save_checkpoint(temporary)
     training = {"steps": trainer.global_step, "tokens": trainer.global_step * config.stages.step_tokens,
                 "seconds": round(task.budget.seconds, 1)}  # fmt: skip
-    metrics = evaluate(config, data, task, folder, training)
+    metrics = evaluate(
+        task, data, folder, length=config.stages.length, precision=config.trainer.precision, seed=config.seed,
+        training=training, counted=data,
+    )  # fmt: skip
     save_model(folder, task.net, describe(config, data))
     return metrics
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,8 @@ from seqkit.report.curve import plot_learning
 from seqkit.report.page import write_page
 from seqkit.report.table import Table, cell, markdown, show
 from seqkit.tasks.intervals import bootstrap_interval, paired_bootstrap
-from seqkit.tasks.markov import ORDER, MarkovModel, scored
+from seqkit.tasks.markov import ORDER, MarkovModel
 from seqkit.tasks.pretrain import PretrainTask
-
-if TYPE_CHECKING:
-    from seqkit.commands.pretrain import PretrainConfig
 
 TABLES, PAGE, CURVE = "results.md", "report.html", "plots/curve"
 UNIFORM, SHORT, SINGLE, MIXED = "uniform", "Markov, order 2", "Markov, order 12", "Markov, orders 0 to 12 mixed"
@@ -34,23 +31,47 @@ _LEAST_BLOCK = 1024
 
 
 def evaluate(
-    config: PretrainConfig, data: GenomeData, task: PretrainTask, folder: Path, training: Mapping[str, Any]
+    task: PretrainTask,
+    data: GenomeData,
+    folder: Path,
+    *,
+    length: int,
+    precision: str,
+    seed: int,
+    training: Mapping[str, Any],
+    counted: GenomeData | None,
 ) -> dict[str, Any]:
-    """Measure the held-out part, draw and write; return the contents of ``metrics.json``."""
-    bits = model_bits(task, data, config.stages.length, config.trainer.precision)
-    if config.objective.is_causal:
-        bits |= markov_bits(data, MarkovModel().fit(data.genome.ids(*span) for span in data.split.train))
-    else:
-        bits[UNIFORM] = np.where(np.isnan(next(iter(bits.values()))), np.nan, 2.0)
+    """Measure the held-out part, draw and write.
+
+    Args:
+        task: The model.
+        data: Genome and its parts.
+        folder: Run folder.
+        length: Bases of a window.
+        precision: Of training, as Lightning names it.
+        seed: Of the resamples behind the intervals.
+        training: What the run took, for the record.
+        counted: Genome whose training part the Markov models count; None leaves them out.
+
+    Returns:
+        The contents of ``metrics.json``.
+    """
+    bits = model_bits(task, data, length, precision)
+    scored_L = ~np.isnan(next(iter(bits.values())))
+    if task.objective.is_causal and counted is not None:
+        model = MarkovModel().fit(counted.genome.ids(*span) for span in counted.split.train)
+        bits |= markov_bits(data, model)
+    bits[UNIFORM] = np.where(scored_L, 2.0, np.nan)
     metrics = {
-        "task": config.task,
-        "objective": config.objective.name,
+        "task": "pretrain",
+        "objective": task.objective.name,
         "genome": {"file": data.genome.source, "sha256": data.genome.sha256},
         "split": data.split.description,
-        "bases": {**data.split.bases, "scored": int((~np.isnan(next(iter(bits.values())))).sum())},
+        "bases": {**data.split.bases, "scored": int(scored_L.sum())},
         "parameters": sum(p.numel() for p in task.net.parameters()),
-        "training": {**training, "length": config.stages.length, "lengths": list(config.stages.lengths)},
-        "results": compare(bits, seed=config.seed),
+        "length": length,
+        "training": dict(training),
+        "results": compare(bits, seed=seed),
     }
     write_report(folder, metrics)
     return metrics
@@ -79,7 +100,6 @@ def markov_bits(data: GenomeData, model: MarkovModel) -> dict[str, NDArray]:
         MIXED: model.mixed_bits,
         SINGLE: lambda ids_L: model.single_bits(ids_L, ORDER),
         SHORT: lambda ids_L: model.single_bits(ids_L, 2),
-        UNIFORM: lambda ids_L: np.where(scored(ids_L), 2.0, np.nan),
     }
     return {name: each_span(data.genome, data.split.held_out, measure, None) for name, measure in simple.items()}
 
@@ -116,9 +136,9 @@ def _ratio(count_K: NDArray, total_K: NDArray, weights_RK: NDArray | None = None
 
 def write_report(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write curve, page, table and, last, ``metrics.json``."""
-    (folder / CURVE).parent.mkdir(exist_ok=True)
     bars = {name: found["value"] for name, found in metrics["results"].items() if not name.startswith("seqkit")}
     if (folder / HISTORY).exists():
+        (folder / CURVE).parent.mkdir(exist_ok=True)
         plot_learning(folder / CURVE, folder / HISTORY, bars)
     table = summary_table(metrics)
     write_text(folder / TABLES, markdown(table))
@@ -156,7 +176,7 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
     note = (
         f"{metrics['split']}. {bases['scored']:,} bases scored. {metrics['parameters']:,} parameters"
         + (f", {training['tokens']:,} tokens in {training['seconds']:,} s" if "tokens" in training else "")
-        + f", windows of up to {training['length']:,} bases. 95 % intervals: bootstrap over blocks of neighbours. "
+        + f", windows of {metrics['length']:,} bases. 95 % intervals: bootstrap over blocks of neighbours. "
     )
     note += (
         f"Markov models count the training bases on both strands; a base is scored where {ORDER} known ones precede it."

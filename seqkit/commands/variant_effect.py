@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 
 from seqkit import configs
 from seqkit.backbones import Backbone, BackboneConfig
+from seqkit.backbones.load import start_from
 from seqkit.commands.arguments import model_presets, parse
+from seqkit.commands.backbone import trained_backbone
 from seqkit.commands.run_folder import METRICS, open_run, write_manifest
 from seqkit.commands.trainer import TrainerConfig, last_checkpoint, make_trainer
 from seqkit.commands.variant_plots import print_summary
@@ -20,8 +22,9 @@ from seqkit.commands.variant_report import evaluate
 from seqkit.data.modules import VariantDataModule
 from seqkit.data.splits import Split
 from seqkit.data.variant_effect import VariantDataConfig, VariantEffectData, load_variant_effect
+from seqkit.errors import ConfigError
 from seqkit.tasks.base import OptimConfig
-from seqkit.tasks.export import save_model
+from seqkit.tasks.export import WEIGHTS, save_model
 from seqkit.tasks.variant_effect import MONITOR, VariantEffectTask, VariantLossConfig
 from seqkit.tasks.variant_net import FeatureInputs, VariantEffectNet, VariantHeadConfig
 from seqkit.tokenizers.dna import DNATokenizer
@@ -56,6 +59,8 @@ class FitConfig:
 
     Attributes:
         task: variant-effect.
+        init: Run folder of ``fit --task pretrain``, or a folder with a saved backbone, whose architecture and weights
+            the backbone starts with; of ``model`` only ``dropout`` is then read.
         seed: Seed of weights, shuffling and dropout.
         data: Variants, reference, annotation, windows and split.
         model: Architecture of the backbone.
@@ -66,6 +71,7 @@ class FitConfig:
     """
 
     task: str = TASK
+    init: str | None = None
     seed: int = 0
     data: VariantDataConfig = field(default_factory=VariantDataConfig)
     model: BackboneConfig = field(default_factory=lambda: BackboneConfig(d_model=64, layout="mamba2*2"))
@@ -86,6 +92,7 @@ def fit(argv: Sequence[str]) -> int:
         flags=("resume", "overwrite", "cross-validate"),
         options=("out", "seeds"),
     )
+    config = with_pretrained(config, argv)
     folder = open_run(own["out"], TASK, resolved, resume=own["resume"], overwrite=own["overwrite"])
     if own["cross-validate"]:
         from seqkit.commands.cross_validate import cross_validate
@@ -97,6 +104,22 @@ def fit(argv: Sequence[str]) -> int:
     return 0
 
 
+def with_pretrained(config: FitConfig, argv: Sequence[str]) -> FitConfig:
+    """The config with the architecture of the pretrained backbone, where one is named.
+
+    Raises:
+        ConfigError: An architecture is asked for beside it.
+        CheckpointError: There is no such backbone.
+    """
+    if config.init is None:
+        return config
+    asked = [a for a in argv if a.startswith("--model") and not a.startswith("--model.dropout")]
+    if asked:
+        raise ConfigError(asked[0], expected="no architecture beside --init", got=f"both, --init {config.init}",
+                          remedy="Drop one; the pretrained backbone has its own.")  # fmt: skip
+    return replace(config, model=replace(trained_backbone(Path(config.init)).config, dropout=config.model.dropout))
+
+
 def train_and_evaluate(config: FitConfig, data: VariantEffectData, split: Split, folder: Path) -> dict[str, Any]:
     """One run: train on a split, calibrate on its validation rows, report on its test rows.
 
@@ -105,7 +128,7 @@ def train_and_evaluate(config: FitConfig, data: VariantEffectData, split: Split,
     """
     if (folder / METRICS).exists():
         return json.loads((folder / METRICS).read_text())
-    write_manifest(folder, seed=config.seed, inputs=data.inputs, device=config.trainer.device)
+    write_manifest(folder, seed=config.seed, inputs=data.inputs | init_input(config), device=config.trainer.device)
     task = build_task(config, data, split)
     module = VariantDataModule(
         train=data.windows(split.train),
@@ -124,11 +147,18 @@ def train_and_evaluate(config: FitConfig, data: VariantEffectData, split: Split,
     return metrics
 
 
+def init_input(config: FitConfig) -> dict[str, str | None]:
+    """The file with the pretrained weights, for the manifest."""
+    return {"init": None if config.init is None else str(Path(config.init) / WEIGHTS)}
+
+
 def build_task(config: FitConfig, data: VariantEffectData, split: Split) -> VariantEffectTask:
     """The task of a run with its network, its statistics taken from the training rows."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         net = build_net(config.model, config.head, data.layout())
+        if config.init is not None:
+            start_from(net.sequence.backbone, trained_backbone(Path(config.init)))
         task = VariantEffectTask(net, kind=data.kind, loss=config.loss, optim=config.optim, seed=config.seed)
     task.fit_statistics(torch.from_numpy(data.features[split.train]), torch.from_numpy(data.labels[split.train]))
     return task

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from seqkit.backbones import Backbone, BackboneConfig, adapt_upstream_keys, load_backbone, load_weights, save_backbone
+from seqkit.backbones.load import start_from
 from seqkit.errors import CheckpointError, ConfigError
 
 CONFIG = BackboneConfig(d_model=16, layout="mamba1 mamba2", headdim=8, n_channels=2, channel_complement=(1, 0))
@@ -105,3 +106,20 @@ def test_published_names_load_one_to_one(mixer, embedding):
 def test_unknown_published_name():
     with pytest.raises(CheckpointError, match=r"transformer\.h\.0"):
         adapt_upstream_keys({"transformer.h.0.weight": torch.zeros(1)})
+
+
+def test_a_backbone_with_new_channels_starts_from_a_trained_one():
+    trained = Backbone(BackboneConfig(d_model=16, layout="mamba1 mamba2", headdim=8))
+    model = Backbone(CONFIG)
+    channels = model.embed.channels.weight.clone()
+    start_from(model, trained)
+    assert torch.equal(model.embed.channels.weight, channels)
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("changes", [{"layout": "mamba1"}, {"d_model": 32}])
+def test_starting_from_another_architecture_is_refused(changes):
+    trained = Backbone(BackboneConfig(**{"d_model": 16, "layout": "mamba1 mamba2", "headdim": 8} | changes))
+    with pytest.raises(CheckpointError, match="one architecture"):
+        start_from(Backbone(CONFIG), trained)

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from seqkit import cli
 
 SMALL = [
     "--task", "pretrain", "--device", "cpu", "--trainer.threads", "1", "--model.layout", "mamba2", "--model.d_model",
-    "16", "--model.d_state", "8", "--model.headdim", "16", "--length", "64", "--stages.ramp", "[32]",
+    "16", "--model.d_state", "8", "--model.headdim", "16", "--length", "64", "--stages.ramp", "[32]", "--stages.ramp_share", "0.5",
     "--stages.tokens_per_step", "256", "--trainer.max_steps", "12", "--trainer.curve_points", "4",
 ]  # fmt: skip
 MASKED = ["--objective", "masked", "--model.bidirectional", "true"]
@@ -165,3 +167,48 @@ def test_what_cannot_be_leaves_no_folder(fasta, tmp_path, capsys, changes, code,
     assert cli.main(["fit", *arguments, *given, "--out", str(tmp_path / "r"), *changes]) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+def test_test_repeats_the_figures_of_the_run(run, capsys):
+    assert cli.main(["test", "--ckpt", str(run), "--device", "cpu"]) == 0
+    assert results(run / "test") == results(run)
+    assert "bits per base" in capsys.readouterr().out
+    shutil.rmtree(run / "test")
+
+
+def test_test_on_another_sequence(run, tmp_path, capsys):
+    (tmp_path / "new.fa").write_text(">new\n" + "ACGTTGCA" * 30 + "\n")
+    arguments = ["test", "--ckpt", str(run), "--device", "cpu", "--fasta", str(tmp_path / "new.fa")]
+    assert cli.main([*arguments, "--out", str(tmp_path / "whole"), "--length", "32"]) == 0
+    metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert metrics["bases"] == {"train": 0, "held out": 240, "scored": 228}
+    assert "seqkit, windows of 32" in metrics["results"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "part"), "--held-out", "new:1-100"]) == 0
+    assert json.loads((tmp_path / "part" / "metrics.json").read_text())["bases"]["scored"] == 88
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        (["--held-out", "one"], 2, "learnt from"),
+        (["--task", "variant-effect"], 2, "pretrain"),
+        (["--fasta", "nothing.fa"], 3, "no such file"),
+    ],
+)
+def test_test_refuses(run, tmp_path, capsys, changes, code, message):
+    assert cli.main(["test", "--ckpt", str(run), "--out", str(tmp_path / "t"), *changes]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_variant_effects_start_from_a_pretrained_backbone(run, own_data, small_arguments, tmp_path, capsys):
+    label = ["--label", "func.class", "--positive", "LOF"]
+    arguments = [a for pair in zip(*[iter(small_arguments)] * 2, strict=True) if "model" not in pair[0] for a in pair]
+    arguments = ["fit", *arguments, *own_data, *label, "--init", str(run), "--out", str(tmp_path / "v")]
+    assert cli.main([*arguments, "--optim.lr", "1e-9", "--optim.weight_decay", "0"]) == 0
+    assert json.loads((tmp_path / "v" / "model.json").read_text())["model"]["layout"] == "mamba2"
+    trained, tuned = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "v"))
+    name = "backbone.stack.blocks.0.mixer.in_proj.weight"
+    torch.testing.assert_close(tuned[f"net.sequence.{name}"], trained[name], atol=1e-5, rtol=0)
+    assert cli.main(["predict", "--ckpt", str(tmp_path / "v"), *own_data[:6], "--out", str(tmp_path / "p.tsv")]) == 0
+    assert cli.main([*arguments, "--model.layout", "mamba1", "--overwrite"]) == 2
+    assert "no architecture beside --init" in capsys.readouterr().err

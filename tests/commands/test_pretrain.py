@@ -17,7 +17,8 @@ from seqkit import cli
 
 SMALL = [
     "--task", "pretrain", "--device", "cpu", "--trainer.threads", "1", "--model.layout", "mamba2", "--model.d_model",
-    "16", "--model.d_state", "8", "--model.headdim", "16", "--length", "64", "--stages.ramp", "[32]", "--stages.ramp_share", "0.5",
+    "16", "--model.d_state", "8", "--model.headdim", "16", "--length", "64", "--stages.ramp", "[32]",
+    "--stages.ramp_share", "0.5",
     "--stages.tokens_per_step", "256", "--trainer.max_steps", "12", "--trainer.curve_points", "4",
 ]  # fmt: skip
 MASKED = ["--objective", "masked", "--model.bidirectional", "true"]

@@ -18,7 +18,7 @@ from seqkit.data.series_chunks import ChunkReader, EvaluationChunks, TrainingChu
 from seqkit.data.series_grid import GridConfig
 from seqkit.data.series_splits import TimeSplit, split_by_time
 from seqkit.data.series_windows import ScaledPanel, SeriesWindows
-from seqkit.errors import ConfigError
+from seqkit.errors import ConfigError, InputError
 from seqkit.tokenizers.numeric import SCALINGS, SeriesScaler
 
 TABLE_NAMES = ("id", "time", "target")
@@ -200,6 +200,8 @@ def prepare(panel: Panel, config: SeriesDataConfig, *, mix: bool = False) -> Ser
         gap=config.gap,
     )  # fmt: skip
     rows = split.rows("train")
+    if np.isnan(panel.y[rows]).all():
+        raise InputError("y", expected="at least one value to train on", got=f"{len(rows)} missing ones")
     bounds = np.concatenate([[0], np.cumsum(np.diff(split.bounds["train"], axis=1)[:, 0])])
     scaler = SeriesScaler(config.scaler).fit(panel.y[rows], bounds, panel.ids)
     kinds = {kind: config.kind(kind) for kind in ("future", "past", "static")}

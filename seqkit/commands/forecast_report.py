@@ -24,6 +24,7 @@ from seqkit.report.series import Fan, plot_backtest, plot_coverage, plot_fans, p
 from seqkit.report.table import Table, markdown, show
 from seqkit.report.training import plot_training
 from seqkit.tasks.forecast import ForecastTask, conformal_shift
+from seqkit.tasks.series_metrics import coverage, mae, mase, mse, pinball, seasonal_scale
 
 if TYPE_CHECKING:
     from seqkit.commands.forecast import Trained
@@ -79,7 +80,7 @@ def measure_task(task: ForecastTask, data: SeriesData, *, level: tuple[float, ..
         shift = np.zeros((data.config.horizon, len(levels)))
     quantiles = {OURS: forecast_windows(task, data, levels), SEASONAL: naive + shift}
     series_W, cutoff_W = places(data, test)
-    scale_S = seasonal_scale(data, season)
+    scale_S = training_scale(data, season)
     return Measured(targets(data, test), levels, quantiles, series_W, cutoff_W, scale_S[series_W], season)
 
 
@@ -147,33 +148,26 @@ def best_season(data: SeriesData, validation: SeriesWindows) -> int:
     return min(seasons, key=lambda m: np.nanmean(np.abs(y - seasonal_windows(data, validation, m))))
 
 
-def seasonal_scale(data: SeriesData, season: int) -> NDArray:
-    """(S,) mean absolute seasonal difference of the training rows; NaN where there is none."""
-    scales = []
-    for start, stop in data.split.bounds["train"]:
-        y = data.panel.y[start:stop]
-        apart = np.abs(y[season:] - y[:-season])
-        scales.append(np.nanmean(apart) if np.isfinite(apart).any() else np.nan)
-    return np.array(scales)
+def training_scale(data: SeriesData, season: int) -> NDArray:
+    """(S,) mean absolute seasonal difference of the training rows; NaN where a series is no longer than a season."""
+    parts = [data.panel.y[start:stop] for start, stop in data.split.bounds["train"]]
+    return np.array([seasonal_scale(y, season) if len(y) > season else np.nan for y in parts])
 
 
 def figures(measured: Measured, method: str, level: tuple[float, ...]) -> dict[str, float]:
     """Metrics of one method in the units of the data; MASE and coverage have none."""
     q_WHQ, y_WH, levels_Q = measured.quantiles[method], measured.y_WH, measured.levels_Q
-    centre = at_level(q_WHQ, levels_Q, 0.5)
-    error = np.abs(y_WH - centre)
-    gap = y_WH[..., None] - q_WHQ
+    centre_WH = at_level(q_WHQ, levels_Q, 0.5)
     found = {
-        "mae": float(np.nanmean(error)),
-        "rmse": float(np.sqrt(np.nanmean(error**2))),
-        "mase": float(np.nanmean(error / measured.scale_W[:, None])),
-        "pinball": float(np.nanmean(np.maximum(levels_Q * gap, (levels_Q - 1) * gap))),
+        "mae": mae(y_WH, centre_WH),
+        "rmse": np.sqrt(mse(y_WH, centre_WH)),
+        "mase": mase(y_WH, centre_WH, measured.scale_W),
+        "pinball": pinball(y_WH, q_WHQ, levels_Q),
     }
     for percent in level:
-        low, high = (at_level(q_WHQ, levels_Q, side) for side in sides(percent))
-        inside = (y_WH >= low) & (y_WH <= high)
-        found[f"coverage_{percent:g}"] = float(inside[~np.isnan(y_WH)].mean()) if (~np.isnan(y_WH)).any() else np.nan
-    return found
+        low_WH, high_WH = (at_level(q_WHQ, levels_Q, side) for side in sides(percent))
+        found[f"coverage_{percent:g}"] = coverage(y_WH, low_WH, high_WH)
+    return {name: float(value) for name, value in found.items()}
 
 
 def write_report(

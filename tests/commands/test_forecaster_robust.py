@@ -69,7 +69,7 @@ def test_a_series_far_from_zero_keeps_its_precision():
 
 REFUSED = {
     "an infinity": (series(with_run(np.inf, 7, 8)), {}, r"y: expected finite numbers or NaN, got 1 infinite: a at 7"),
-    "a stamp twice": (series(ds=np.maximum(T - 1, 0)), {}, r"ds: expected one row per series and stamp, got 1 more: a at 0"),
+    "a stamp twice": (series(ds=np.maximum(T - 1, 0)), {}, r"one row per series and stamp, got 1 more: a at 0"),
     "mixed frequencies": (pl.concat([series(), series(ds=3 * T, name="b")]), {"freq": None},
                           r"one frequency for all series, got 1 in 'a' and 3 in 'b'"),
     "a horizon longer than the history": (series(WAVE[:20]), {"h": 24}, r"more than 24 training rows \(the horizon\)"),

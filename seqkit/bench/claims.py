@@ -62,6 +62,7 @@ SHOWN = (
     "failed",
     "skipped",
 )
+ENVIRONMENT = ("device", "torch", "triton", "cuda", "python", "date", "seed", "threads", "command")
 _STEPS, _ROUNDS = 50, 7
 
 
@@ -173,13 +174,24 @@ def kernels(scale: Scale, device: str, seed: int) -> Iterator[dict]:
         }  # fmt: skip
 
 
+def measured_now(given: argparse.Namespace, carried: dict) -> list[dict]:
+    """Measure, telling and writing every row as it comes: what comes later may take the process down."""
+    rows, begun = [], time.perf_counter()
+    for row in measurements(GPU if given.device == "cuda" else CPU, given.device, given.seed):
+        shown = ", ".join(f"{name} {row[name]}" for name in SHOWN if name in row)
+        print(f"{time.perf_counter() - begun:.0f} s: {shown}", file=sys.stderr, flush=True)
+        write_lines([row | carried], given.out)
+        rows.append(row)
+    return rows
+
+
 def decide(rows: Sequence[dict], command: str) -> list[dict]:
     """A row for each claim."""
     decided = []
     for number, claim in CLAIMS.items():
         figure, verdict = "", verdicts.UNDECIDED
         if number in verdicts.DECISIONS:
-            figure, verdict = verdicts.DECISIONS[number](rows)
+            figure, verdict = verdicts.decide(number, rows)
         row = {"what": "claim", "number": number, "claim": claim, "figure": figure, "verdict": verdict}
         source = "seqkit bench delayed-copy" if number == 11 else command
         decided.append(row | {"command": source if figure else ""})
@@ -214,6 +226,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--threads", type=int, default=torch.get_num_threads())
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--out", type=Path, help="append JSON lines to this file; default: print them")
+    options.add_argument("--decide", type=Path, help="measure nothing; decide from the measurements of such a file")
     options.add_argument("--table", type=Path, help="measure nothing; print the claims of such a file")
     return options
 
@@ -227,15 +240,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     torch.set_num_threads(given.threads)
     command = " ".join(["seqkit bench claims", *argv])
-    carried = environment(given.device, given.seed, command)
-    rows, begun = [row for path in given.delayed_copy for row in read_rows(path)], time.perf_counter()
-    for row in measurements(GPU if given.device == "cuda" else CPU, given.device, given.seed):
-        shown = {
-            k: v for k, v in row.items() if k in ("what", "model", "mode", "op", "L", "position", "ms", "us", "failed")
-        }
-        print(f"{time.perf_counter() - begun:.0f} s: {shown}", file=sys.stderr, flush=True)
-        write_lines([row | carried], given.out)
-        rows.append(row)
+    rows, carried = [row for path in given.delayed_copy for row in read_rows(path)], {}
+    if given.decide:
+        measured = [row for row in read_rows(given.decide) if row["what"] != "claim"]
+        carried = {name: measured[0][name] for name in ENVIRONMENT if name in measured[0]} if measured else {}
+        command, rows = carried.pop("command", command), rows + measured
+    else:
+        carried = environment(given.device, given.seed, command)
+        rows += measured_now(given, carried)
     decided = [carried | row for row in decide(rows, command)]
     write_lines(decided, given.out)
     print(table(decided))

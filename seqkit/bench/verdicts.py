@@ -188,13 +188,25 @@ def fast_memory(rows: Rows) -> Decided:
     return "; ".join(told), HOLDS if all(row["forward_ms"] < row["states_ms"] for row in own) else FAILS
 
 
-DECISIONS: dict[int, Callable[[Rows], Decided]] = {
-    1: linear_time,
-    2: throughput,
-    3: memory,
-    4: fixed_state,
-    5: second_generation,
-    11: long_range,
-    12: longest_context,
-    15: fast_memory,
+_LENGTHS = [{"what": "scaling", "model": model, "mode": mode} for model in (OURS, OTHERS) for mode in MODES]
+_TRAINING = {"what": "scaling", "mode": "training"}
+DECISIONS: dict[int, tuple[Callable[[Rows], Decided], Sequence[dict]]] = {
+    1: (linear_time, _LENGTHS),
+    2: (throughput, _LENGTHS),
+    3: (memory, _LENGTHS),
+    4: (fixed_state, [{"what": "step"}, {"what": "cached step"}]),
+    5: (second_generation, [_TRAINING | {"model": "mamba2"}, _TRAINING | {"model": "mamba1"}]),
+    11: (long_range, [{"what": "delayed-copy"}]),
+    12: (longest_context, [_TRAINING | {"model": OURS}, _TRAINING | {"model": OTHERS}]),
+    15: (fast_memory, [{"what": "kernel"}]),
 }
+
+
+def decide(number: int, rows: Rows) -> Decided:
+    """Figure and verdict of a claim; an empty figure where a run was cut before it had what the claim needs."""
+    function, needs = DECISIONS[number]
+    for need in needs:
+        found = [row for row in rows if need.items() <= row.items() and ("ms" in row or need["what"] != "scaling")]
+        if len(found) < (2 if need["what"] == "scaling" else 1):
+            return "", UNDECIDED
+    return function(rows)

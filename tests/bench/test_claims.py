@@ -64,7 +64,7 @@ def test_the_exponent_of_a_power_law():
     ],
 )  # fmt: skip
 def test_verdicts_on_lengths(number, rows, verdict):
-    figure, said = verdicts.DECISIONS[number](rows)
+    figure, said = verdicts.decide(number, rows)
     assert verdict in said
     assert (figure == "") == (number == 3 and said == UNDECIDED)
 
@@ -75,7 +75,7 @@ def test_verdict_on_steps(late, verdict):
         {"what": "step", "position": p, "us": us, "state_bytes": 2**20} for p, us in ((10**3, 100.0), (10**7, late))
     ]
     cached = [{"what": "cached step", "position": 10**6, "us": 900.0, "state_bytes": 2**33}]
-    figure, said = verdicts.DECISIONS[4](cached + steps)
+    figure, said = verdicts.decide(4, cached + steps)
     assert said == verdict
     assert "8,192.00 MiB behind 1,000,000 tokens" in figure
 
@@ -87,7 +87,7 @@ def test_verdict_on_delayed_copies(attention, verdict):
     rows.append(row | {"reads": "window 512", "layout": "mamba2*2", "error": 0.75, "best": 0.75})
     if attention is not None:
         rows.append(row | {"reads": "window 200000", "layout": "attention*2", "error": attention})
-    figure, said = verdicts.DECISIONS[11](rows)
+    figure, said = verdicts.decide(11, rows)
     assert said == verdict
     assert "carried 0.01 at 100,000" in figure
 
@@ -98,7 +98,7 @@ def test_verdict_on_delayed_copies(attention, verdict):
 def test_verdict_on_kernels(ms, provider, verdict):
     row = {"what": "kernel", "op": "ssd_scan", "provider": provider, "forward_ms": ms, "forward_of_ceiling": 0.5}
     row |= {"forward_ceiling": "copy", "operand_gb": 1.0, "states_gb": 10.0, "states_ms": 5.0}
-    figure, said = verdicts.DECISIONS[15]([row])
+    figure, said = verdicts.decide(15, [row])
     assert said == verdict
     assert "50 % of what copy allows" in figure
 
@@ -140,9 +140,19 @@ def test_everything_is_measured_and_tabled(tmp_path, monkeypatch, capsys):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["number"] for row in rows if row["what"] == "claim"] == list(claims.CLAIMS)
     assert {row["what"] for row in rows} == {"scaling", "step", "cached step", "kernel", "claim"}
+    assert claims.main(["--decide", str(out), "--out", str(tmp_path / "again.jsonl")]) == 0
+    assert capsys.readouterr().out == printed
+    again = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]
+    assert again == [row for row in rows if row["what"] == "claim"]
     assert claims.main(["--table", str(out)]) == 0
     assert capsys.readouterr().out == printed
     assert printed.count(UNDECIDED) == len(claims.CLAIMS)  # a CPU decides nothing about length
+
+
+@pytest.mark.parametrize("number", verdicts.DECISIONS)
+@pytest.mark.parametrize("rows", [[], scaling_rows("mamba2", flat, lengths=(1024,))])
+def test_a_run_that_was_cut_decides_nothing(number, rows):
+    assert verdicts.decide(number, rows) == ("", UNDECIDED)
 
 
 def test_a_table_of_something_else(tmp_path):

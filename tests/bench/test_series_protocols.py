@@ -2,12 +2,15 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from seqkit.bench.series import anomalies, command, ecg, files, m4, taxi, ucr
+from seqkit.bench.series import anomalies, command, ecg, files, m4, one_step, seismic, taxi, ucr
 from seqkit.errors import InputError
+from seqkit.tasks.next_step_fit import ChunkConfig
+from seqkit.tasks.series_linear import fit_autoregression
 
 
 def found(rows):
@@ -74,8 +77,25 @@ def test_what_is_missing_is_said_before_anything_runs(tmp_path, capsys):
 
 def test_rows_are_json_lines(shared_data, tmp_path, capsys):
     out = tmp_path / "made" / "rows.jsonl"
-    command.main(["--data-dir", str(shared_data), "--only", "ucr", "--out", str(out)])
+    command.main(["--data-dir", str(shared_data), "--only", "ucr", "--seeds", "--out", str(out)])
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 4
     assert rows[0].keys() >= {"protocol", "method", "seed", "accuracy", "seconds", "device", "torch"}
     assert "1-NN" in capsys.readouterr().err
+
+
+def test_the_detector_finds_all_five_taxi_windows_with_fewer_false_events(shared_data):
+    series = anomalies.load(shared_data, "nyc_taxi")
+    metrics = anomalies.model_metrics(series, seed=0, device="cpu")
+    assert metrics["season"] == 7 * series.day
+    assert metrics["recall at 1"] == 1.0
+    assert metrics["false events quiet maximum"] < 8
+
+
+def test_one_step_models_begin_at_the_autoregression(shared_data):
+    z, _ = seismic.load(shared_data)
+    net = replace(seismic.ONE_STEP.net, noise="normal")
+    short = replace(seismic.ONE_STEP, net=net, chunks=ChunkConfig(streams=4, chunk=256, epochs=1))
+    metrics = one_step.one_step_metrics(short, z[:40_000], 30_000, 32_000, 0, "cpu")
+    start = fit_autoregression(z[:30_000], 32).log_likelihood(z[32_000 - 32 : 40_000], start=32)
+    assert metrics["log_likelihood"] > start - 0.05

@@ -6,7 +6,7 @@ apart are one event. One taxi window (2 November 2014) holds the end of daylight
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from seqkit.bench.series import files
 from seqkit.bench.series.rows import Row, timed
 from seqkit.tasks.anomaly_metrics import event_curve, event_point, recall_at, volume_under_surface
+from seqkit.tasks.detector import detector_config, fit_detector
 from seqkit.tasks.series_baselines import seasonal_residual_score
 
 FILES = (*(f"{name}.csv" for name in files.NAB_SERIES), files.WINDOWS)
@@ -71,14 +72,14 @@ def scored(series: Labelled, score: NDArray, thresholds: dict[str, float]) -> di
     found |= {f"recall at {budget:g}": recall_at(curve, budget) for budget in BUDGETS}
     begin = series.start
     inside = [(max(b - begin, 0), e - begin) for b, e in series.windows if e > begin]
-    area = volume_under_surface(np.nan_to_num(score[begin:], nan=0.0), inside, min(series.day, 100))
+    area = volume_under_surface(score[begin:], inside, min(series.day, 100))
     return found | {"vus_roc": area.roc, "vus_pr": area.pr, "windows": len(inside)}
 
 
 def residual_metrics(series: Labelled) -> dict[str, float]:
     """Causal z of the change over a season against the changes of four seasons before."""
     score = seasonal_residual_score(series.values, series.season, 4 * series.season)
-    return scored(series, score, {f"z > {z}": z for z in THRESHOLDS})
+    return scored(series, np.nan_to_num(score), {f"z > {z}": z for z in THRESHOLDS})
 
 
 def baselines(folder: Path) -> Iterator[Row]:
@@ -87,3 +88,21 @@ def baselines(folder: Path) -> Iterator[Row]:
         series = load(folder, name)
         method = "weekly residual" if series.season > series.day else "daily residual"
         yield timed(f"NAB {name}", method, residual_metrics, series)
+
+
+def model_metrics(series: Labelled, seed: int, device: str) -> dict[str, float]:
+    """Surprise of a one-step model fitted to the quiet part, averaged over the last half day."""
+    detector = fit_detector(
+        series.values[: series.start], seasons=(0, series.day, 7 * series.day), smooth=series.day // 2,
+        settings=detector_config(series.day), seed=seed, device=device,
+    )  # fmt: skip
+    score = detector.score(series.values)
+    return scored(series, score, {"quiet maximum": detector.threshold}) | {"season": detector.season}
+
+
+def models(folder: Path, device: str, seeds: Sequence[int]) -> Iterator[Row]:
+    """The detector on each series."""
+    for name in files.NAB_SERIES:
+        series = load(folder, name)
+        for seed in seeds:
+            yield timed(f"NAB {name}", "seqkit", model_metrics, series, seed, device, seed=seed)

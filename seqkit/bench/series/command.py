@@ -7,7 +7,7 @@ import importlib
 import json
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -31,7 +31,7 @@ SHOWN = (
 
 
 def protocol(name: str) -> ModuleType:
-    """The module of a protocol, with ``FILES`` and ``baselines(folder)``."""
+    """The module of a protocol, with ``FILES``, ``baselines(folder)`` and mostly ``models(folder, device, seeds)``."""
     return importlib.import_module(f"seqkit.bench.series.{name}")
 
 
@@ -64,8 +64,8 @@ def say(row: Row) -> None:
     print(f"{row.protocol:<44}{row.method + seed:<28}{shown}  {row.seconds:.1f} s", file=sys.stderr, flush=True)
 
 
-def run(names: list[str], folder: Path) -> Iterator[Row]:
-    """Rows of the chosen protocols.
+def run(names: list[str], folder: Path, device: str = "cpu", seeds: Sequence[int] = ()) -> Iterator[Row]:
+    """Rows of the chosen protocols: simple methods first, then models, one row a seed.
 
     Raises:
         InputError: A file of a chosen protocol is missing.
@@ -78,6 +78,8 @@ def run(names: list[str], folder: Path) -> Iterator[Row]:
             )
     for name in names:
         yield from protocol(name).baselines(folder)
+        if hasattr(protocol(name), "models"):
+            yield from protocol(name).models(folder, device, seeds)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -86,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, help="folder with the public files, at any depth, plain or .gz")
     parser.add_argument("--list", action="store_true", help="print the files with checksum and origin, and stop")
     parser.add_argument("--only", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="protocols to run")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="one model a seed; none for no models")
     parser.add_argument("--device", default="cpu", help="where models train")
     parser.add_argument("--out", type=Path, help="JSON lines, one a row, added to; stdout by default")
     given = parser.parse_args(argv)
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         print(listing(given.data_dir))
         return
     where = environment(given.device)
-    for row in run(given.only, given.data_dir):
+    for row in run(given.only, given.data_dir, given.device, given.seeds):
         say(row)
         line = json.dumps(row.to_dict() | where)
         if given.out is None:

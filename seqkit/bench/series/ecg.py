@@ -5,14 +5,19 @@ Samples 0-454,999 train, to 519,999 validation, to 649,999 test; z-scores by tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seqkit.backbones import BackboneConfig
 from seqkit.bench.series import files
+from seqkit.bench.series.one_step import OneStep, one_step_metrics
 from seqkit.bench.series.rows import LEVELS, Row, distribution_metrics, point_metrics, timed
+from seqkit.tasks.base import OptimConfig
+from seqkit.tasks.next_step import NextStepConfig
+from seqkit.tasks.next_step_fit import ChunkConfig
 from seqkit.tasks.series_baselines import conformal_quantiles, seasonal_naive, seasonal_naive_quantiles
 from seqkit.tasks.series_linear import LinearMap, fit_autoregression, fit_linear, windows
 from seqkit.tasks.series_metrics import mse
@@ -92,3 +97,19 @@ def baselines(folder: Path) -> Iterator[Row]:
         for order in ORDERS:
             yield timed(protocol, f"AR({order})", recursive, series, order, x, y)
         yield timed(protocol, f"ridge {LOOKBACK}", direct_ridge, series, x, y)
+
+
+ONE_STEP = OneStep(
+    model=BackboneConfig(d_model=24, layout="s4d*2", d_state=16, expand=1, vocab_size=0, n_channels=2),
+    net=NextStepConfig(lags=128, noise="student-t", centre="square"),
+    chunks=ChunkConfig(streams=16, chunk=512, epochs=8),
+    optim=OptimConfig(lr=5e-3),
+)
+
+
+def models(folder: Path, device: str, seeds: Sequence[int]) -> Iterator[Row]:
+    """One step ahead with carried memory, from AR(128) on."""
+    for lead, series in zip(LEADS, load(folder), strict=True):
+        for seed in seeds:
+            arguments = (ONE_STEP, series, VALIDATION, TEST, seed, device)
+            yield timed(f"ECG {lead} 1", "seqkit", one_step_metrics, *arguments, seed=seed)

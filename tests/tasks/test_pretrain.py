@@ -22,13 +22,13 @@ def make(objective="causal", tokens_at_once=1000, steps=3, **model):
     )  # fmt: skip
 
 
-def trained(task, steps=3):
+def trained(task, steps=3, accelerator="cpu", precision="32-true"):
     generator = torch.Generator().manual_seed(1)
     draw = lambda: torch.randint(6, 12, (5, 17), dtype=torch.uint8, generator=generator)  # noqa: E731
     batches = [{"ids": draw(), "soft": draw() > 9} for _ in range(steps)]
     trainer = lightning.Trainer(
-        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
+        accelerator=accelerator, devices=1, precision=precision, max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, deterministic="warn",
     )  # fmt: skip
     trainer.fit(task, torch.utils.data.DataLoader(batches, batch_size=None))
     return task
@@ -69,3 +69,13 @@ def test_rate_follows_the_budget():
 def test_objective_and_backbone_must_fit(objective, model):
     with pytest.raises(ConfigError, match="causal"):
         make(objective, **model)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-3), ("bf16-mixed", 0.05)])
+def test_steps_on_a_gpu_are_those_on_the_cpu(precision, tolerance):
+    shape = {"d_model": 32, "layout": "mamba2", "headdim": 16, "d_state": 16}
+    here, there = trained(make(**shape)), trained(make(**shape), accelerator="gpu", precision=precision)
+    assert there.last_loss.item() == pytest.approx(here.last_loss.item(), rel=tolerance)
+    again = trained(make(**shape), accelerator="gpu", precision=precision)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), there.parameters(), strict=True))

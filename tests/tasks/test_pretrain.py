@@ -27,7 +27,8 @@ def trained(task, steps=3, accelerator="cpu", precision="32-true"):
     draw = lambda: torch.randint(6, 12, (5, 17), dtype=torch.uint8, generator=generator)  # noqa: E731
     batches = [{"ids": draw(), "soft": draw() > 9} for _ in range(steps)]
     trainer = lightning.Trainer(
-        accelerator=accelerator, devices=1, precision=precision, max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator=accelerator, devices=1, precision=precision, max_steps=steps, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, deterministic="warn",
     )  # fmt: skip
     trainer.fit(task, torch.utils.data.DataLoader(batches, batch_size=None))

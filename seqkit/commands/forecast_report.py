@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from seqkit.commands.forecast_frames import at_level, interval_columns, interval_levels, sides
+from seqkit.commands.forecast_page import write_run_page
 from seqkit.commands.run_folder import METRICS
 from seqkit.commands.trainer import HISTORY
 from seqkit.data.series_data import SeriesData
@@ -204,6 +205,7 @@ def write_measured(
     with atomic(folder / PREDICTIONS) as temporary:
         frame.write_parquet(temporary)
     draw(folder, config, data, measured, metrics.get("best_epoch"))
+    write_run_page(folder, folder / PLOTS, summary_table(metrics), metrics)
     write_json(folder / METRICS, metrics)
     return metrics
 

@@ -41,6 +41,14 @@ def test_run_folder_is_complete(run):
     assert {"predictions.parquet", "fan.png", "horizon.svg", "coverage.png", "backtest.png", "history.csv"} <= names
 
 
+def test_the_report_is_one_page_with_the_table_and_the_plots(run):
+    page = (run / "report.html").read_text()
+    assert page.count("<img") == 5
+    assert "linear (ridge)" in page
+    assert "24 missing rows filled in" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
 def test_metrics_are_those_of_the_predictions(run):
     metrics = json.loads((run / "metrics.json").read_text())
     frame = pl.read_parquet(run / "predictions.parquet")

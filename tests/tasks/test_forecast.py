@@ -135,7 +135,7 @@ def linear_windows(rows=400, noise=0.0):
 def test_ridge_finds_a_linear_map():
     true, x, y = linear_windows()
     ridge = fit_ridge([(x, y, torch.ones(400))], [(x[:50], y[:50], torch.ones(50))], L, H)
-    assert ridge.penalty == 1e-4
+    assert ridge.penalty < 1e-4
     torch.testing.assert_close(ridge.weight_HL, true, rtol=1e-2, atol=1e-3)
 
 

@@ -4,7 +4,7 @@ if not __name__.startswith("seqkit."):
     raise ImportError("import seqkit.kernels, not kernels")
 
 from seqkit.kernels.conv.function import causal_conv
-from seqkit.kernels.dispatch import provider_for
+from seqkit.kernels.dispatch import on_gpu, planning_for_gpu, provider_for
 from seqkit.kernels.mamba3.function import mamba3_scan
 from seqkit.kernels.mamba3.state import Mamba3State
 from seqkit.kernels.mamba3.step import mamba3_step
@@ -22,6 +22,8 @@ __all__ = [
     "gated_rms_norm",
     "mamba3_scan",
     "mamba3_step",
+    "on_gpu",
+    "planning_for_gpu",
     "provider_for",
     "rms_norm",
     "selective_inner",

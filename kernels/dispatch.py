@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -43,6 +45,8 @@ PROVIDERS: dict[str, dict[str, str]] = {
 }
 
 
+_PLANNING_FOR_GPU = False
+
 # looked up once, here: torch.compile cannot trace the search
 _TRITON_FOUND = importlib.util.find_spec("triton") is not None
 
@@ -50,6 +54,22 @@ _TRITON_FOUND = importlib.util.find_spec("triton") is not None
 def triton_installed() -> bool:
     """Whether Triton can be imported (without importing it)."""
     return _TRITON_FOUND
+
+
+def on_gpu(x: torch.Tensor) -> bool:
+    """Whether ``x`` lies on a GPU, or is meant to under :func:`planning_for_gpu`."""
+    return x.is_cuda or _PLANNING_FOR_GPU
+
+
+@contextmanager
+def planning_for_gpu() -> Iterator[None]:
+    """Ops choose as for operands on a GPU, to count the memory of fake tensors; real ones must not run here."""
+    global _PLANNING_FOR_GPU
+    before, _PLANNING_FOR_GPU = _PLANNING_FOR_GPU, True
+    try:
+        yield
+    finally:
+        _PLANNING_FOR_GPU = before
 
 
 def provider_for(op: str, x: torch.Tensor, *others: torch.Tensor | None) -> str:
@@ -76,7 +96,7 @@ def provider_for(op: str, x: torch.Tensor, *others: torch.Tensor | None) -> str:
     if choice == "triton":
         _require_triton(op, x, others)
         return "triton"
-    if choice == "reference" or not x.is_cuda or x.dtype == torch.float64 or _lacks_bfloat16(x, others):
+    if choice == "reference" or not on_gpu(x) or x.dtype == torch.float64 or _lacks_bfloat16(x, others):
         return "reference"
     return "triton" if op in PROVIDERS["triton"] and triton_installed() else "reference"
 

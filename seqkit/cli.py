@@ -21,6 +21,7 @@ VERBS = {
     "test": ("seqkit.commands.test", "evaluate a run on labelled input: --ckpt RUN"),
     "predict": ("seqkit.commands.predict", "score new input with a run: --ckpt RUN --out FILE"),
     "embed": ("seqkit.commands.embed", "average hidden states along whole chromosomes: --ckpt RUN --fasta --out FILE"),
+    "estimate": ("seqkit.commands.estimate", "memory and time beforehand: --model M --length N --for h100-80gb"),
     "doctor": ("seqkit.commands.doctor", "check this machine: torch, CUDA, Triton, one known answer per op"),
     "configs": ("seqkit.commands.configs", "list the tasks and model presets, or print one"),
     "bench": ("seqkit.commands.bench", "time the kernels on this machine: bench kernels"),
@@ -128,15 +129,22 @@ def guarded(verb: str, arguments: list[str], debug: bool) -> int:
         return _failed(verb, line, stop.exit_code, debug)
     except OSError as error:
         return _failed(verb, f"{error.filename or 'file'}: {error.strerror or error}", EXIT_UNREADABLE, debug)
-    except MemoryError:
-        return _failed(verb, "out of memory; lower --batch-size or --window", EXIT_MEMORY, debug)
     except Exception as error:
+        if _out_of_memory(error):
+            line = "out of memory; a smaller batch, window or length fits (seqkit estimate counts beforehand)"
+            return _failed(verb, line, EXIT_MEMORY, debug)
         line = f"bug in seqkit: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         return _failed(verb, line + " (run again with --debug and report the traceback)", EXIT_BUG, debug)
     finally:
         warnings.showwarning = shown
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """By name, because torch is not imported here: on a GPU, or on the host."""
+    said = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and "out of memory" in str(error)
+    return isinstance(error, MemoryError) or said or "can't allocate memory" in str(error)
 
 
 def _raise_stopped(signum, frame):

@@ -18,7 +18,7 @@ from seqkit.backbones.conv import DepthwiseConv
 from seqkit.backbones.mixer import ProjectedMixer, ScanCore, timed
 from seqkit.backbones.parameters import Linear, time_step_bias
 from seqkit.backbones.state import Mamba1State
-from seqkit.kernels import selective_inner, selective_scan, selective_step
+from seqkit.kernels import on_gpu, selective_inner, selective_scan, selective_step
 
 
 class TimeStepProjection(Linear):
@@ -136,7 +136,7 @@ class Mamba1Core(ScanCore):
 
         ``step_size`` (B, L) multiplies the time steps.
         """
-        if uz_BLE.is_cuda and step_size is None:
+        if on_gpu(uz_BLE) and step_size is None:
             return self._inner(uz_BLE, state, cu_seqlens=cu_seqlens, reverse=reverse)
         # One op per part: on a CPU, what they keep for the backward pass is cheaper than computing it again.
         u_BLE, z_BLE = uz_BLE.chunk(2, dim=-1)

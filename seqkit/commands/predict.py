@@ -18,7 +18,7 @@ from seqkit.commands.dispatch import task_command
 from seqkit.commands.haplotype_scores import formats, require_one_output, score_sample
 from seqkit.commands.trained import load_trained
 from seqkit.commands.trainer import torch_device
-from seqkit.commands.variant_effect import ALIASES
+from seqkit.commands.variant_effect import ALIASES, FLAGS, largest_step
 from seqkit.commands.variant_output import STDOUT, VariantOutput, output_format, say
 from seqkit.commands.variant_scores import VariantScorer
 from seqkit.data.feature_sources import ColumnSource, open_sources
@@ -29,11 +29,12 @@ from seqkit.data.stream import Chunk, Source, left_alone, open_source
 from seqkit.data.variant_effect import VariantDataConfig
 from seqkit.data.variants import VariantTable
 from seqkit.errors import ConfigError
+from seqkit.estimate.advice import within_memory
 from seqkit.files import sha256
 from seqkit.inference.score import progress_bar
 from seqkit.tasks.export import WEIGHTS
 
-OTHER_TASKS = {"anomaly": "seqkit.commands.anomaly", "forecast": "seqkit.commands.forecast_predict"}
+OTHER_TASKS = {"forecast": "seqkit.commands.forecast_predict"}
 CHUNK = 8192
 """Most records scored and written at once; fewer where windows are longer than 1,024 bases."""
 SCANNED = 100_000
@@ -110,13 +111,16 @@ def run(argv: Sequence[str]) -> int:
     scorer.counts.update(output.progress.get("counts", {}))
     if done:
         say(f"seqkit predict: going on after record {start + done:,}")
-    if sample is not None:
-        # What is carried before the first record to score matters too: the file is read from its beginning.
-        chunks = chunks if waiting else source.chunks(size)
-        score_haplotypes(with_neighbours(chunks, sample, 2 * settings.window + REACH), scorer, output, sample, done)
-    else:
-        chunks = chunks if waiting else source.chunks(size, start=start + done, stop=stop)
-        score_chunks(chunks, scorer, output, done)
+    step = largest_step(trained.task.net.sequence.backbone.config, settings, "32-true", training=False)
+    flags = {"batch": FLAGS["batch"]}
+    with within_memory(step, torch_device(config.device), "--batch-size", flags, fixed_model=True):
+        if sample is not None:
+            # What is carried before the first record to score matters too: the file is read from its beginning.
+            chunks = chunks if waiting else source.chunks(size)
+            score_haplotypes(with_neighbours(chunks, sample, 2 * settings.window + REACH), scorer, output, sample, done)
+        else:
+            chunks = chunks if waiting else source.chunks(size, start=start + done, stop=stop)
+            score_chunks(chunks, scorer, output, done)
     share = wrong_share(scorer.counts)
     if share > settings.max_mismatch:
         output.discard()

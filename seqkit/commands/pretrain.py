@@ -20,10 +20,20 @@ from seqkit.commands.pretrain_curve import LearningCurve
 from seqkit.commands.pretrain_measure import as_trained, each_span, hidden_bits, mean_bits, sample_spans, window_bits
 from seqkit.commands.pretrain_report import evaluate, print_summary
 from seqkit.commands.run_folder import METRICS, open_run, write_manifest
-from seqkit.commands.trainer import CHECKPOINTS, HISTORY, LAST, last_checkpoint, quiet_lightning, quiet_trainer
+from seqkit.commands.trainer import (
+    CHECKPOINTS,
+    HISTORY,
+    LAST,
+    last_checkpoint,
+    quiet_lightning,
+    quiet_trainer,
+    torch_device,
+)
 from seqkit.data.pretrain import GenomeData, GenomeDataConfig, load_genome
 from seqkit.data.stages import StagedBatches, StagesConfig
 from seqkit.errors import ConfigError
+from seqkit.estimate.advice import within_memory
+from seqkit.estimate.workload import PRECISIONS, Workload
 from seqkit.files import atomic
 from seqkit.tasks.base import OptimConfig
 from seqkit.tasks.budget import Budget, seconds_of
@@ -33,7 +43,6 @@ from seqkit.tasks.objectives import ObjectiveConfig
 from seqkit.tasks.pretrain import PretrainTask
 
 TASK = "pretrain"
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 ALIASES = {
     "fasta": "data.fasta",
@@ -51,9 +60,9 @@ class StepTrainerConfig:
     """How long and where to train.
 
     Attributes:
-        max_steps: Optimiser steps; null where max_time alone ends the run.
+        max_steps: Optimiser steps; none where max_time alone ends the run.
         max_time: Time of training with the measurements on the way, HH:MM:SS; rate and window lengths follow whichever
-            of steps and time is further. Given on the command line without max_steps, it alone ends the run.
+            of steps and time is further.
         curve_points: Rows of the learning curve.
         curve_bases: Held-out bases measured for each row.
         checkpoint_seconds: Time between checkpoints.
@@ -114,7 +123,7 @@ def fit(argv: Sequence[str]) -> int:
     config, own, resolved = parse(
         f"seqkit fit --task {TASK}",
         PretrainConfig,
-        model_presets(time_alone(argv)),
+        model_presets(argv),
         aliases=ALIASES,
         defaults=configs.path("task", TASK),
         flags=("resume", "overwrite"),
@@ -123,17 +132,21 @@ def fit(argv: Sequence[str]) -> int:
     data = load_genome(config.data)
     task = build_task(config)
     folder = open_run(own["out"], TASK, resolved, resume=own["resume"], overwrite=own["overwrite"])
-    metrics = train_and_evaluate(config, data, task, folder)
+    flags = {
+        "batch": lambda windows: f"--stages.tokens_at_once {windows * config.stages.length}",
+        "length": "--length {}".format,
+    }
+    with within_memory(largest_step(config), torch_device(config.trainer.device), "--length", flags):
+        metrics = train_and_evaluate(config, data, task, folder)
     print_summary(folder, metrics)
     return 0
 
 
-def time_alone(argv: Sequence[str]) -> list[str]:
-    """The arguments, with the default number of steps lifted where a time is asked for and no steps are."""
-    names = {argument.partition("=")[0].replace("-", "_") for argument in argv if argument.startswith("--")}
-    if names & {"__max_time", "__trainer.max_time"} and "__trainer.max_steps" not in names:
-        return [*argv, "--trainer.max_steps=null"]
-    return list(argv)
+def largest_step(config: PretrainConfig) -> Workload:
+    """The pass that takes most memory: windows of the final length, as many as go at once."""
+    length = config.stages.length
+    batch = max(1, min(config.stages.tokens_at_once, config.stages.step_tokens) // length)
+    return Workload(model=config.model, length=length, batch=batch, precision=config.trainer.precision)
 
 
 def build_task(config: PretrainConfig) -> PretrainTask:

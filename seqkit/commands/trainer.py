@@ -184,8 +184,7 @@ def quiet_trainer(
         enable_progress_bar=people_watch,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        # Where CUDA has no deterministic form of an operation, a warning; on the CPU there is always one.
-        deterministic=True if torch_device(device).type == "cpu" else "warn",
+        deterministic=True,
         # One process, whatever srun says about its tasks: Lightning would count them against its devices and stop.
         plugins=[LightningEnvironment()],
         **limits,

@@ -16,13 +16,15 @@ from seqkit.backbones.load import start_from
 from seqkit.commands.arguments import model_presets, parse
 from seqkit.commands.backbone import trained_backbone
 from seqkit.commands.run_folder import METRICS, open_run, write_manifest
-from seqkit.commands.trainer import TrainerConfig, last_checkpoint, make_trainer
+from seqkit.commands.trainer import TrainerConfig, last_checkpoint, make_trainer, torch_device
 from seqkit.commands.variant_plots import print_summary
 from seqkit.commands.variant_report import evaluate
 from seqkit.data.modules import VariantDataModule
 from seqkit.data.splits import Split
 from seqkit.data.variant_effect import VariantDataConfig, VariantEffectData, load_variant_effect
 from seqkit.errors import ConfigError
+from seqkit.estimate.advice import within_memory
+from seqkit.estimate.workload import PRECISIONS, Workload
 from seqkit.tasks.base import OptimConfig
 from seqkit.tasks.export import WEIGHTS, save_model
 from seqkit.tasks.variant_effect import MONITOR, VariantEffectTask, VariantLossConfig
@@ -30,6 +32,7 @@ from seqkit.tasks.variant_net import FeatureInputs, VariantEffectNet, VariantHea
 from seqkit.tokenizers.dna import DNATokenizer
 
 TASK = "variant-effect"
+FLAGS = {"batch": lambda windows: f"--batch-size {max(1, windows // 4)}", "length": "--window {}".format}
 
 ALIASES = {
     "fasta": "data.fasta",
@@ -99,9 +102,17 @@ def fit(argv: Sequence[str]) -> int:
 
         return cross_validate(config, folder, own["seeds"])
     data = load_variant_effect(config.data)
-    metrics = train_and_evaluate(config, data, data.split(), folder)
+    step = largest_step(config.model, config.data, config.trainer.precision, training=True)
+    with within_memory(step, torch_device(config.trainer.device), "--window", FLAGS):
+        metrics = train_and_evaluate(config, data, data.split(), folder)
     print_summary(folder, metrics)
     return 0
+
+
+def largest_step(model: BackboneConfig, data: VariantDataConfig, precision: str, *, training: bool) -> Workload:
+    """Reference and alternate windows of a batch, on both strands."""
+    known = precision if precision in PRECISIONS else "bf16-mixed"  # 16-mixed takes the same memory
+    return Workload(model=model, length=data.window, batch=4 * data.batch_size, precision=known, training=training)
 
 
 def with_pretrained(config: FitConfig, argv: Sequence[str]) -> FitConfig:

@@ -5,7 +5,7 @@ Legend: L held-out bases, laid end to end; K blocks of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from seqkit.report.page import write_page
 from seqkit.report.table import Table, cell, markdown, show
 from seqkit.tasks.intervals import bootstrap_interval, paired_bootstrap
 from seqkit.tasks.markov import ORDER, MarkovModel
+from seqkit.tasks.neighbours import REACH, NeighbourModel
 from seqkit.tasks.pretrain import PretrainTask
 
 TABLES, PAGE, CURVE = "results.md", "report.html", "plots/curve"
 UNIFORM, SHORT, SINGLE, MIXED = "uniform", "Markov, order 2", "Markov, order 12", "Markov, orders 0 to 12 mixed"
+NEIGHBOURS = f"neighbours, 0 to {REACH} a side mixed"
 _BLOCKS = 200
 _LEAST_BLOCK = 1024
 
@@ -57,10 +59,13 @@ def evaluate(
         The contents of ``metrics.json``.
     """
     bits = model_bits(task, data, length, precision)
-    scored_L = ~np.isnan(next(iter(bits.values())))
-    if task.objective.is_causal and counted is not None:
-        model = MarkovModel().fit(counted.genome.ids(*span) for span in counted.split.train)
-        bits |= markov_bits(data, model)
+    if counted is not None:
+        pieces = (counted.genome.ids(*span) for span in counted.split.train)
+        bits |= (
+            markov_bits(data, MarkovModel().fit(pieces)) if task.objective.is_causal else neighbour_bits(data, pieces)
+        )
+    scored_L = np.logical_and.reduce([~np.isnan(bits_L) for bits_L in bits.values()])
+    bits = {name: np.where(scored_L, bits_L, np.nan) for name, bits_L in bits.items()}
     bits[UNIFORM] = np.where(scored_L, 2.0, np.nan)
     metrics = {
         "task": "pretrain",
@@ -104,6 +109,12 @@ def markov_bits(data: GenomeData, model: MarkovModel) -> dict[str, NDArray]:
     return {name: each_span(data.genome, data.split.held_out, measure, None) for name, measure in simple.items()}
 
 
+def neighbour_bits(data: GenomeData, pieces: Iterable[NDArray]) -> dict[str, NDArray]:
+    """Bits (L,) of counts of the neighbours on both sides, fitted on ``pieces``."""
+    model = NeighbourModel().fit(pieces)
+    return {NEIGHBOURS: each_span(data.genome, data.split.held_out, model.bits, None)}
+
+
 def compare(bits: Mapping[str, NDArray], seed: int) -> dict[str, dict[str, Any]]:
     """Mean bits with a 95 % interval, and the first method minus this one, resampled in blocks of neighbours."""
     first = next(iter(bits.values()))
@@ -139,7 +150,7 @@ def write_report(folder: Path, metrics: Mapping[str, Any]) -> None:
     bars = {name: found["value"] for name, found in metrics["results"].items() if not name.startswith("seqkit")}
     if (folder / HISTORY).exists():
         (folder / CURVE).parent.mkdir(exist_ok=True)
-        plot_learning(folder / CURVE, folder / HISTORY, bars)
+        plot_learning(folder / CURVE, folder / HISTORY, bars, unit=unit(metrics))
     table = summary_table(metrics)
     write_text(folder / TABLES, markdown(table))
     write_page(
@@ -181,11 +192,16 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
     note += (
         f"Markov models count the training bases on both strands; a base is scored where {ORDER} known ones precede it."
         if causal
-        else "Bits of each hidden base, both sides seen: not to be compared with bits per base of a causal model."
+        else "Bits of each hidden base, both sides seen (counts see all neighbours, the model those not hidden): not "
+        "to be compared with bits per base of a causal model."
     )
-    heading = "bits per base" if causal else "bits per hidden base"
     title = f"Held-out part of {metrics['genome']['file']}"
-    return Table(title, ("method", heading, "first minus this"), tuple(rows), note)
+    return Table(title, ("method", unit(metrics), "first minus this"), tuple(rows), note)
+
+
+def unit(metrics: Mapping[str, Any]) -> str:
+    """What the figures are."""
+    return "bits per base" if metrics["objective"] == "causal" else "bits per hidden base"
 
 
 def print_summary(folder: Path, metrics: Mapping[str, Any]) -> None:

@@ -15,13 +15,16 @@ _LINES = {"held_out_bits": "held out", "train_bits": "training"}
 _DASHES = ((0, (6, 2)), ":", "-.", (0, (1, 3)))
 
 
-def plot_learning(path: str | os.PathLike, history: str | os.PathLike, bars: Mapping[str, float]) -> list[Path]:
+def plot_learning(
+    path: str | os.PathLike, history: str | os.PathLike, bars: Mapping[str, float], *, unit: str = "bits per base"
+) -> list[Path]:
     """Bits over tokens, with a line for each simple model.
 
     Args:
         path: Where to write; PNG and SVG.
         history: CSV with the columns ``tokens``, ``length``, ``train_bits`` and ``held_out_bits``.
         bars: Bits of the simple models by name.
+        unit: Label of the axis.
 
     Returns:
         The files written.
@@ -40,7 +43,7 @@ def plot_learning(path: str | os.PathLike, history: str | os.PathLike, bars: Map
             label = f"{name} ({value:.3f})"
             axes.axhline(value, color=MUTED, linewidth=1, linestyle=_DASHES[i % len(_DASHES)], label=label)
         _mark_stages(axes, rows)
-        axes.set(xlabel="tokens", ylabel="bits per base", title="Learning curve")
+        axes.set(xlabel="tokens", ylabel=unit, title="Learning curve")
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.legend(fontsize=8)

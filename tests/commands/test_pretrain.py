@@ -142,6 +142,7 @@ def test_objectives_and_architectures_train(fasta, tmp_path, changes):
     assert ("seqkit, state carried throughout" in found) == (
         changes[:2] != MASKED[:2] and "attention" not in changes[1]
     )
+    assert ("neighbours, 0 to 5 a side mixed" in found) == (changes[:2] == MASKED[:2])
     assert 0 < next(iter(found.values()))["value"] < 5
     assert found["uniform"]["value"] == 2
 

@@ -19,20 +19,20 @@ class StagesConfig:
         length: Final length of a window, in bases.
         ramp: Lengths before it, each below ``length``; larger ones are left out.
         ramp_share: Share of the run spent below the final length, in equal parts; 0 starts at the final length.
-        tokens_per_step: Tokens of an optimiser step; a multiple of every length. None takes the final length.
+        tokens_per_step: Tokens of an optimiser step; the final length where that is more. A multiple of every length.
         tokens_at_once: Tokens of one pass; a step of more accumulates gradients over several. A window is never cut.
     """
 
     length: int = 8192
     ramp: tuple[int, ...] = (1024, 8192, 131_072)
     ramp_share: float = 0.3
-    tokens_per_step: int | None = None
+    tokens_per_step: int = 8192
     tokens_at_once: int = 131_072
 
     def __post_init__(self) -> None:
-        for name, value in (("length", self.length), ("tokens_at_once", self.tokens_at_once)):
-            if value < 1:
-                raise ConfigError(f"stages.{name}", expected="at least 1", got=str(value))
+        for name in ("length", "tokens_per_step", "tokens_at_once"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"stages.{name}", expected="at least 1", got=str(getattr(self, name)))
         if not 0 <= self.ramp_share < 1:
             raise ConfigError("stages.ramp_share", expected="a share from 0 to below 1", got=str(self.ramp_share))
         if sorted(set(self.ramp)) != list(self.ramp) or min(self.ramp, default=1) < 1:
@@ -53,7 +53,7 @@ class StagesConfig:
     @property
     def step_tokens(self) -> int:
         """Tokens of an optimiser step."""
-        return self.tokens_per_step or self.length
+        return max(self.tokens_per_step, self.length)
 
     def length_at(self, progress: float) -> int:
         """Length of the windows when a share ``progress`` of the run is over."""

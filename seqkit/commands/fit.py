@@ -12,6 +12,7 @@ from seqkit import configs
 from seqkit.errors import ConfigError
 
 TASKS = {
+    "anomaly": "seqkit.commands.anomaly",
     "forecast": "seqkit.commands.forecast",
     "pretrain": "seqkit.commands.pretrain",
     "variant-effect": "seqkit.commands.variant_effect",

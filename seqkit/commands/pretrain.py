@@ -60,9 +60,9 @@ class StepTrainerConfig:
     """How long and where to train.
 
     Attributes:
-        max_steps: Optimiser steps; none where max_time alone ends the run.
+        max_steps: Optimiser steps; null where max_time alone ends the run.
         max_time: Time of training with the measurements on the way, HH:MM:SS; rate and window lengths follow whichever
-            of steps and time is further.
+            of steps and time is further. Given on the command line without max_steps, it alone ends the run.
         curve_points: Rows of the learning curve.
         curve_bases: Held-out bases measured for each row.
         checkpoint_seconds: Time between checkpoints.
@@ -123,7 +123,7 @@ def fit(argv: Sequence[str]) -> int:
     config, own, resolved = parse(
         f"seqkit fit --task {TASK}",
         PretrainConfig,
-        model_presets(argv),
+        model_presets(time_alone(argv)),
         aliases=ALIASES,
         defaults=configs.path("task", TASK),
         flags=("resume", "overwrite"),
@@ -140,6 +140,14 @@ def fit(argv: Sequence[str]) -> int:
         metrics = train_and_evaluate(config, data, task, folder)
     print_summary(folder, metrics)
     return 0
+
+
+def time_alone(argv: Sequence[str]) -> list[str]:
+    """The arguments, with the default number of steps lifted where a time is asked for and no steps are."""
+    names = {argument.partition("=")[0].replace("-", "_") for argument in argv if argument.startswith("--")}
+    if names & {"__max_time", "__trainer.max_time"} and "__trainer.max_steps" not in names:
+        return [*argv, "--trainer.max_steps=null"]
+    return list(argv)
 
 
 def largest_step(config: PretrainConfig) -> Workload:

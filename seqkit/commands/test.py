@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 from seqkit.commands.dispatch import task_command
 
-OTHER_TASKS = {"forecast": "seqkit.commands.forecast_predict", "pretrain": "seqkit.commands.pretrain_test"}
+OTHER_TASKS = {
+    "anomaly": "seqkit.commands.anomaly",
+    "forecast": "seqkit.commands.forecast_predict",
+    "pretrain": "seqkit.commands.pretrain_test",
+}
 FIRST_TASK = "seqkit.commands.variant_test"
 
 

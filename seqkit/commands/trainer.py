@@ -184,7 +184,8 @@ def quiet_trainer(
         enable_progress_bar=people_watch,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        deterministic=True,
+        # Where CUDA has no deterministic form of an operation, a warning; on the CPU there is always one.
+        deterministic=True if torch_device(device).type == "cpu" else "warn",
         # One process, whatever srun says about its tasks: Lightning would count them against its devices and stop.
         plugins=[LightningEnvironment()],
         **limits,

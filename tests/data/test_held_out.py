@@ -149,7 +149,14 @@ def test_stages_grow_to_the_final_length(settings_, lengths):
 
 @pytest.mark.parametrize(
     "settings_",
-    [{"length": 0}, {"ramp": (8, 4)}, {"ramp_share": 1.0}, {"length": 1000, "ramp": (300,)}, {"tokens_at_once": 0}],
+    [
+        {"length": 0},
+        {"ramp": (8, 4)},
+        {"ramp_share": 1.0},
+        {"length": 1000, "ramp": (300,)},
+        {"tokens_per_step": 0},
+        {"tokens_at_once": 0},
+    ],
 )
 def test_stages_that_cannot_be_are_refused(settings_):
     with pytest.raises(ConfigError, match="stages"):

@@ -5,23 +5,28 @@ Distributions are scored in units of each series' seasonal scale (that of MASE).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seqkit.backbones import BackboneConfig
 from seqkit.bench.series import files
 from seqkit.bench.series.rows import LEVELS, Row, distribution_metrics, timed
+from seqkit.bench.series.train import Settings, WindowSet, forecast, train
 from seqkit.tasks import series_metrics as metrics
+from seqkit.tasks.base import OptimConfig
 from seqkit.tasks.series_baselines import (
     conformal_quantiles,
     naive2,
     seasonal_naive,
     seasonal_naive_quantiles,
 )
+from seqkit.tasks.series_encoder import TokenConfig
 from seqkit.tasks.series_linear import fit_linear, windows
+from seqkit.tasks.series_net import ForecastNetConfig
 
 FILES = ("Hourly-train.csv", "Hourly-test.csv", "Weekly-train.csv", "Weekly-test.csv")
 RIDGE_PENALTY = 0.01
@@ -113,3 +118,44 @@ def baselines(folder: Path) -> Iterator[Row]:
         yield timed(f"M4 {name}", "Naive2", point_metrics, panel, panel.naive2)
         yield timed(f"M4 {name}", "seasonal naive", each_series, panel, group, seasonal)
         yield timed(f"M4 {name}", "lag ridge", each_series, panel, group, lag_ridge)
+
+
+def settings(name: str) -> Settings:
+    """Patches of half a day, or of four weeks, of windows on their own mean and spread."""
+    return Settings(
+        model=BackboneConfig(d_model=32, layout="s4d*2", d_state=16, dropout=0.1, vocab_size=0, n_channels=1),
+        tokens=TokenConfig(kind="patch", patch=12 if name == "Hourly" else 4),
+        net=ForecastNetConfig(head="quantile", norm="mean", dropout=0.1),
+        optim=OptimConfig(lr=1e-3),
+        epochs=8,
+        patience=4,
+        windows=16_000,
+    )
+
+
+LOOKBACKS = {"Hourly": 336, "Weekly": 104}
+
+
+def model_metrics(panel: Panel, name: str, seed: int, device: str) -> dict[str, float]:
+    """One model for all series, of their logarithms; the last horizon of every history chooses the epoch."""
+    horizon, lookback = GROUPS[name].horizon, LOOKBACKS[name]
+    logs = [_padded(np.log(history), lookback + horizon) for history in panel.histories]
+    future = [np.concatenate([log[horizon:], np.full(horizon, np.nan)]) for log in logs]
+    training = WindowSet([_padded(log[:-horizon], lookback + horizon) for log in logs], lookback, horizon)
+    validation, test = (WindowSet(part, lookback, horizon, only_last=True) for part in (logs, future))
+    task = train(settings(name), training, validation, seed, device)
+    _, median, quantiles = forecast([task], test, LEVELS)
+    return all_metrics(panel, np.exp(median), np.exp(quantiles))
+
+
+def _padded(values: NDArray, length: int) -> NDArray:
+    """Short series begin with missing values."""
+    return np.concatenate([np.full(max(0, length - len(values)), np.nan), values])
+
+
+def models(folder: Path, device: str, seeds: Sequence[int]) -> Iterator[Row]:
+    """One model a group."""
+    for name in GROUPS:
+        panel = load(folder, name)
+        for seed in seeds:
+            yield timed(f"M4 {name}", "seqkit", model_metrics, panel, name, seed, device, seed=seed)

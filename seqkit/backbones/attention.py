@@ -143,7 +143,7 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, ca
     if valid is None and (not causal or new == total or new == 1):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal and new == total and new > 1)
     if valid is None:
-        return torch.cat([_behind_cache(q, k, v, begin) for begin in range(0, new, QUERIES)], dim=2)
+        return torch.cat([_behind_cache(q, k, v, begin) for begin in range(0, max(new, 1), QUERIES)], dim=2)
     query = torch.arange(total - new, total, device=q.device)[:, None]
     key = torch.arange(total, device=q.device)
     allowed = key <= query if causal else torch.ones_like(key <= query)

@@ -252,7 +252,7 @@ def test_checkpoints_that_are_not_ours(binary_run, tmp_path, case, capfd, monkey
     run = tmp_path / "run"
     shutil.copytree(binary_run, run)
     if case == "other task":
-        (run / "model.json").write_text((run / "model.json").read_text().replace("variant-effect", "forecast"))
+        (run / "model.json").write_text((run / "model.json").read_text().replace("variant-effect", "folding"))
     elif case == "truncated":
         (run / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-100])
     elif case == "pickle as run":
@@ -263,6 +263,6 @@ def test_checkpoints_that_are_not_ours(binary_run, tmp_path, case, capfd, monkey
         run = tmp_path / "model.ckpt"
         run.write_bytes(pickle.dumps(Evil()))
     assert predict(run, tmp_path / "in.vcf", tmp_path / "o.vcf") == 3
-    one_line(capfd, str(run) if case != "other task" else "forecast")
+    one_line(capfd, str(run) if case != "other task" else "folding")
     assert not (tmp_path / "EVIL").exists()
     assert not (tmp_path / "o.vcf").exists()

@@ -11,11 +11,14 @@ Legend: B batch, L length, S segments, H heads, P head channels, N states, G gro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 
 from seqkit.kernels.ssd.forward import chain, gated, outputs, summaries, sweep
+from seqkit.kernels.ssd.rotation import STILL, rotated_tile, turns_of
 from seqkit.kernels.ssd.tiles import (
     GEOMETRY,
     Call,
@@ -39,11 +42,12 @@ WEIGHT_PROGRAMS = 512  # chunks x blocks of heads that fill a device; fewer chun
 
 @triton.jit(do_not_specialize=GEOMETRY)
 def token_kernel(
-    dy_ptr, x_ptr, B_ptr, C_ptr, D_ptr, z_ptr, dt_ptr, sums_ptr, ends_ptr, dx_ptr, dlog_ptr, ddt_ptr, dD_ptr,
-    adjoints_ptr, segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
+    dy_ptr, x_ptr, B_ptr, C_ptr, D_ptr, z_ptr, B_bias_ptr, C_bias_ptr, phase_ptr, turn_ptr, direct_ptr, dt_ptr,
+    sums_ptr, ends_ptr, dx_ptr, dlog_ptr, ddt_ptr, ddirect_ptr, dD_ptr, adjoints_ptr,
+    segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
     sgb, sgl: tl.constexpr, sgh, sxb, sxl: tl.constexpr, sxh, sBb, sBl: tl.constexpr, sBg, sCb, sCl: tl.constexpr,
     sCg, szb, szl: tl.constexpr, szh, sdb, sdl: tl.constexpr, sdh,
-    P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
+    M: tl.constexpr, PAIRING: tl.constexpr, PARTIAL: tl.constexpr, P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, PER_HEAD: tl.constexpr,
 ):  # fmt: skip
     """Walk every span against the scan, its adjoint on chip, and leave the adjoints at chunk ends and gradients of x.
@@ -65,8 +69,13 @@ def token_kernel(
     if D_ptr is not None:
         skip = tl.load(D_ptr + h // PARTS) if PER_HEAD else tl.load(D_ptr + h * P + p, mask=p < P, other=0.0)
         dD = tl.zeros((Q if PER_HEAD else PP,), tl.float32)
-    at, on = state_tile(n, p, P, N)
-    adjoint = tl.load(ends_ptr + (k * heads + h) * (P * N) + at, mask=only_if(on, count > 0), other=0.0)
+    if B_bias_ptr is not None:
+        B_bias_ptr += (h // PARTS) * N
+    if C_bias_ptr is not None:
+        C_bias_ptr += (h // PARTS) * N
+    NS: tl.constexpr = N if PAIRING == STILL else NP
+    at, on = state_tile(n, p, P, NS)
+    adjoint = tl.load(ends_ptr + (k * heads + h) * (P * NS) + at, mask=only_if(on, count > 0), other=0.0)
     chunks = tl.cdiv(count, Q).to(tl.int32)
     for i in range(chunks):
         c = tl.zeros((), tl.int64) + (chunks - 1 - i)
@@ -74,16 +83,22 @@ def token_kernel(
         step = -c * Q if REVERSE else c * Q
         x = token_tile(x_ptr + step * sxl, sxl, q, left, p, P, REVERSE)
         dy = token_tile(dy_ptr + step * sgl, sgl, q, left, p, P, REVERSE)
-        B = token_tile(B_ptr + step * sBl, sBl, q, left, n, N, REVERSE)
-        C = token_tile(C_ptr + step * sCl, sCl, q, left, n, N, REVERSE)
-        tokens = ((slot + c) * (heads // PARTS) + h // PARTS) * Q
+        here = (slot + c) * (heads // PARTS) + h // PARTS
+        if PAIRING == STILL:
+            B = token_tile(B_ptr + step * sBl, sBl, q, left, n, N, REVERSE)
+            C = token_tile(C_ptr + step * sCl, sCl, q, left, n, N, REVERSE)
+        else:
+            cos, sin = turns_of(phase_ptr, turn_ptr, here, q, tl.arange(0, NP // 4 if PARTIAL else NP // 2), M)
+            B = rotated_tile(B_ptr + step * sBl, B_bias_ptr, sBl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT)
+            C = rotated_tile(C_ptr + step * sCl, C_bias_ptr, sCl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT)
+        tokens = here * Q
         sums, dt = tl.load(sums_ptr + tokens + q), tl.load(dt_ptr + tokens + q)
         whole = tl.load(sums_ptr + tokens + Q - 1)
         if z_ptr is not None:
             dy = gated(dy, z_ptr + step * szl, szl, q, left, p, P, REVERSE).to(DOT)
         end = adjoint.to(DOT)
-        to, kept = scratch_tile(n, p, P, N)
-        to += ((k - base) * (SPAN // Q) + c) * heads * (P * N) + h * (P * N)
+        to, kept = scratch_tile(n, p, P, NS)
+        to += ((k - base) * (SPAN // Q) + c) * heads * (P * NS) + h * (P * NS)
         tl.store(adjoints_ptr + to, end.to(adjoints_ptr.dtype.element_ty), mask=kept)
         weighted = dy.to(tl.float32) * decay_of(sums)[:, None]
         adjoint = matmul(tl.trans(C), weighted, adjoint * decay_of(whole), DOT)
@@ -93,6 +108,10 @@ def token_kernel(
         if PER_HEAD:
             dD += tl.sum(tl.where(q[:, None] == q[None, :], products, 0.0), 1)
         pairs = products * mixing
+        if direct_ptr is not None:
+            ddirect = tl.sum(tl.where(q[:, None] == q[None, :], pairs, 0.0), 1)
+            tl.store(ddirect_ptr + ((slot + c) * heads + h) * Q + q, ddirect)
+            pairs = tl.where(q[:, None] == q[None, :], 0.0, pairs)
         ddt = tl.sum(pairs, 1)
         if sums.dtype == tl.float64:  # the diagonal cancels, but takes digits with it
             ahead = tl.where(q[None, :] == q[:, None], 0.0, pairs * dt[:, None]).to(tl.float64)
@@ -106,7 +125,11 @@ def token_kernel(
         tokens = ((slot + c) * heads + h) * Q
         tl.store(dlog_ptr + tokens + q, dlog)
         tl.store(ddt_ptr + tokens + q, ddt + from_end)
-        mixing *= dt[:, None]
+        if direct_ptr is None:
+            mixing *= dt[:, None]
+        else:
+            direct = tl.load(direct_ptr + tokens + q)
+            mixing *= tl.where(q[:, None] == q[None, :], direct[:, None], dt[:, None])
         if PER_HEAD:
             mixing = tl.where(q[:, None] == q[None, :], mixing + skip, mixing)
         dx = matmul(mixing, dy, dwrite * dt[:, None], DOT)
@@ -224,7 +247,7 @@ class _Gradients:
             return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
         self.x, self.dt, self.z = like("dx", call.x), like("ddt", call.raw), like("dz", call.z)
-        self.B, self.C, self.y = like("dB", call.B), like("dC", call.C), into.get("y")
+        self.B, self.C, self.y, self.direct = like("dB", call.B), like("dC", call.C), into.get("y"), None
         self.decays = call.per_token(torch.float32 if call.single else torch.float64)
         self.steps = call.per_token(torch.float32)
         heads = call.H // call.parts
@@ -234,21 +257,21 @@ class _Gradients:
             self.D = call.new(call.spans, heads, call.parts * (1 if call.skip_per_head else call.P))
 
 
-def _walks(call: Call, dy, starts, adjoints, steps, grads: _Gradients, scratch, base: int, spans: int) -> None:
+def walks(call: Call, dy, starts, adjoints, steps, grads: _Gradients, scratch, base: int, spans: int) -> None:
     """States and adjoints at all chunk borders of a slab, and the gradients of its tokens but for B and C."""
     if call.z is None and grads.y is None:
-        sweep(call, call.x, None, call.B, steps, starts, scratch[0], None, adjoint=False, base=base, spans=spans)
+        sweep(call, call.x, None, steps, starts, scratch[0], None, adjoint=False, base=base, spans=spans)
     else:
         outputs(call, steps, starts, grads.y, dy, grads.z, scratch[0], base=base, spans=spans)
     token_kernel[(spans * call.H,)](
-        dy, call.x, call.B, call.C, call.skip, call.z, *steps, adjoints, grads.x, grads.decays, grads.steps, grads.D,
-        scratch[1], *call.geometry(base), call.H // call.G, *strides_of(dy), *strides_of(call.x), *strides_of(call.B),
-        *strides_of(call.C), *strides_of(call.z), *strides_of(grads.x), **call.sizes(), **call.constants(),
-        PER_HEAD=call.skip_per_head, num_warps=call.warps, num_stages=call.stages(call.warps, 2, 2),
+        dy, call.x, call.B, call.C, call.skip, call.z, *call.biases, *call.turns, call.direct, *steps, adjoints,
+        grads.x, grads.decays, grads.steps, grads.direct, grads.D, scratch[1], *call.geometry(base), call.H // call.G,
+        *strides_of(dy), *strides_of(call.x), *strides_of(call.B), *strides_of(call.C), *strides_of(call.z),
+        *strides_of(grads.x), **call.pairs, **call.sizes(), **call.constants(), PER_HEAD=call.skip_per_head, num_warps=call.warps, num_stages=call.stages(call.warps, 2, 2),
     )  # fmt: skip
 
 
-def _head_blocks(call: Call) -> tuple[int, int]:
+def head_blocks(call: Call) -> tuple[int, int]:
     """(blocks of heads per group, heads of a block)."""
     group = call.H // call.G
     blocks = min(group, ceil_div(WEIGHT_PROGRAMS, call.spans * call.chunks_per_span * call.G))
@@ -256,17 +279,22 @@ def _head_blocks(call: Call) -> tuple[int, int]:
     return ceil_div(group, width), width
 
 
-def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients) -> None:
-    """Fill ``grads``, slab by slab."""
-    blocks, width = _head_blocks(call)
-    warps = 4 if call.N <= 64 else 8
-    dB, dC = (grads.B[None], grads.C[None]) if blocks == 1 else call.new(2, blocks, *call.B.shape).unbind(0)
-    per_span = call.chunks_per_span * call.H * call.P * call.N
+def slabs(call: Call) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """(first span, spans, memory for states and adjoints at their chunk borders) of every slab."""
+    per_span = call.chunks_per_span * call.H * call.P * call.state_size
     slab = max(1, min(call.spans, SCRATCH_BYTES // (per_span * call.scratch_dtype.itemsize)))
     scratch = call.new(2, slab, per_span, dtype=call.scratch_dtype)
     for base in range(0, call.spans, slab):
-        spans = min(slab, call.spans - base)
-        _walks(call, dy, starts, adjoints, steps, grads, scratch, base, spans)
+        yield base, min(slab, call.spans - base), scratch
+
+
+def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients) -> None:
+    """Fill ``grads``, slab by slab."""
+    blocks, width = head_blocks(call)
+    warps = 4 if call.N <= 64 else 8
+    dB, dC = (grads.B[None], grads.C[None]) if blocks == 1 else call.new(2, blocks, *call.B.shape).unbind(0)
+    for base, spans, scratch in slabs(call):
+        walks(call, dy, starts, adjoints, steps, grads, scratch, base, spans)
         weight_kernel[(spans * call.chunks_per_span * call.G * blocks,)](
             dy, call.x, call.C, call.B, call.z, *steps, scratch[0], scratch[1], dB, dC, grads.decays,
             *call.geometry(base), call.H // call.G, blocks, width, *strides_of(dy), *strides_of(call.x),
@@ -307,7 +335,7 @@ def backward(
     steps = call.steps()
     with guard(call.x):
         dfinal = None if dfinal is None else dfinal.float().contiguous()
-        adjoints, dentry = chain(call, *summaries(call, dy, call.z, call.C, steps, True), dfinal, flip=True)
+        adjoints, dentry = chain(call, *summaries(call, dy, call.z, steps, True), dfinal, flip=True)
         if call.spans:
             _token_gradients(call, dy, starts_KHPN, adjoints, steps, grads)
     dA, dbias = (x.sum(0, dtype=torch.float64) for x in (grads.A, grads.bias))

@@ -11,12 +11,15 @@ Legend: B batch, L length, S segments, H heads, P head channels, N states, G gro
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import triton
 import triton.language as tl
 
 from seqkit.kernels.chunks import count_chunks
 from seqkit.kernels.devices import capability, has_bfloat16, launch_row
+from seqkit.kernels.ssd.rotation import STILL
 from seqkit.kernels.triton_chunks import locate_chunk
 from seqkit.kernels.triton_launch import INTERPRETED, Segments, ceil_div, guard, next_power
 from seqkit.kernels.triton_math import LOG2_E, exp2, sigmoid, softplus
@@ -147,7 +150,19 @@ def step_kernel(
 
 
 class Call:
-    """Operands of one call as the kernels read them, and everything their launches have in common."""
+    """Operands of one call as the kernels read them, and everything their launches have in common.
+
+    Attributes:
+        pairs: Compile-time arguments of the rotation; here there is none.
+        biases: Added to B and to C.
+        turns: Phases of the rotation from chunk starts to tokens, and at chunk starts.
+        direct: Weights of tokens in their own outputs, where those are not their weights in the state.
+    """
+
+    pairs: ClassVar[dict] = {"M": 0, "PAIRING": STILL.value, "PARTIAL": False}
+    biases: tuple[torch.Tensor | None, ...] = (None, None)
+    turns: tuple[torch.Tensor | None, ...] = (None, None)
+    direct: torch.Tensor | None = None
 
     def __init__(
         self, x, dt, A, B, C, D, z, dt_bias, initial_state,
@@ -192,6 +207,11 @@ class Call:
         if warps <= 4:
             room = min(IN_FLIGHT, room)
         return max(1, min(3, room // self._tiles(values, weights, states, self.chunk)))
+
+    @property
+    def state_size(self) -> int:
+        """Numbers per channel of the states that only kernels see."""
+        return self.N if self.pairs["PAIRING"] == STILL.value else self.sizes()["NP"]
 
     @property
     def spans(self) -> int:

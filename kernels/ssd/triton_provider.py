@@ -16,7 +16,9 @@ def compile_cases() -> dict[str, CompileCase]:
     types = {f"{name}_ptr": "*bf16" for name in NARROW} | {"segment_ptr": "*i64", "table_ptr": "*i64"}
     types |= {"dt_min": "fp32", "dt_max": "fp32"}
     where = {"SPAN": SPANS[0], "Q": CHUNK, "PARTS": 1, "PACKED": True, "REVERSE": True}
-    walk = {**where, "P": 64, "PP": 64, "N": 64, "NP": 64, "DOT": tl.float16}
+    walk = {**where, "P": 64, "PP": 64, "N": 64, "NP": 64, "DOT": tl.float16, "M": 0, "PAIRING": 0, "PARTIAL": False}
+    walk |= dict.fromkeys(("bias_ptr", "B_bias_ptr", "C_bias_ptr", "phase_ptr", "turn_ptr", "direct_ptr"))
+    walk["ddirect_ptr"] = None
     strides = dict.fromkeys(("sxl", "szl", "sgl", "sdl", "syl", "sBl", "sCl"), 1024)
 
     def case(kernel, warps, constants, **more):

@@ -16,7 +16,7 @@ from seqkit.kernels.mamba3.ends import Entry
 from seqkit.kernels.mamba3.slabs import Operands
 from seqkit.kernels.mamba3.tokens import step_gradient_kernel, step_kernel
 from seqkit.kernels.mamba3.weights import weight_kernel
-from seqkit.kernels.ssd.backward import head_blocks, slabs, walks
+from seqkit.kernels.ssd.backward import head_blocks, slab_spans, slabs, walks
 from seqkit.kernels.ssd.forward import chain, outputs, summaries
 from seqkit.kernels.ssd.rotation import ADJACENT, HALVES
 from seqkit.kernels.ssd.tiles import Call, strides_of
@@ -155,27 +155,37 @@ class RotatedScan(Call):
         """
         grads = TokenGradients(self)
         dleaving = None if dleaving is None else self.as_tiles(dleaving.float())
-        ends, totals = summaries(self, dy, self.z, self.weights, True)
+        ends, totals = summaries(self, dy, self.z, self.weights, True, grads.inner)
         adjoints, dentry = chain(self, ends, totals, dleaving, flip=True)
         blocks, width = head_blocks(self)
-        dB, dC, dangles = grads.partial_sums(blocks)
+        parts = grads.partial_sums(blocks)
         for base, spans, scratch in slabs(self):
             walks(self, dy, kept, adjoints, self.weights, grads, scratch, base, spans)
-            weight_kernel[(spans * self.chunks_per_span * self.G * blocks,)](
-                dy, self.x, self.B, self.C, self.z, *self.biases, self.ops.angles_BLM, *self.turns, self.direct,
-                self.delta, *self.weights, behind, *scratch, dB, dC, dangles, grads.biases, grads.decays,
-                grads.angle_steps, *self.geometry(base), self.H // self.G, blocks, width, *strides_of(dy),
-                *strides_of(self.x), *strides_of(self.B), *strides_of(self.C), *strides_of(self.z),
-                *self.ops.angles_BLM.stride()[:2], *dB.stride()[:4], *dC.stride()[:4], *dangles.stride()[:3],
-                **self.pairs, **self.sizes(), **self.constants(), num_warps=8, num_stages=1,
-            )  # fmt: skip
-        grads.add_up(dB, dC, dangles)
+            for keys in (True, False):
+                self._weight_gradients(grads, dy, behind, scratch, parts, (base, spans, blocks, width), keys)
+        grads.add_up(*parts)
         step_gradient_kernel[(self.step_programs,)](
-            self.raw, self.ops.A_BLH, self.ops.trap_BLH, self.bias, grads.decays, grads.steps, grads.direct,
-            grads.angle_steps, *grads.raw, grads.dt_bias, *self.geometry(), *self.raw_strides(),
-            *(s for t in grads.raw for s in t.stride()[:2]), self.ops.A_floor, **self.rate(), num_warps=1,
+            self.raw, self.ops.A_BLH, self.ops.trap_BLH, self.bias, grads.decays, grads.through, grads.steps,
+            grads.direct, grads.angle_steps, *grads.raw, grads.dt_bias, *self.geometry(), *self.raw_strides(),
+            *(s for t in grads.raw for s in t.stride()[:2]), grads.steps.numel(), self.ops.A_floor,
+            PARTIAL=self.pairs["PARTIAL"], **self.rate(), num_warps=1,
         )  # fmt: skip
         return grads, dentry
+
+    def _weight_gradients(self, grads: TokenGradients, dy, behind, scratch, parts, slab, keys: bool) -> None:
+        """Gradients of B or C, and of the angles through them, in a slab."""
+        (base, spans, blocks, width), (dB, dC, dangles), angles = slab, parts, self.ops.angles_BLM
+        dy = dy if grads.inner is None else grads.inner
+        kind = slice(None) if keys else slice(None, None, -1)
+        value, out, part = (self.x, dB, 0) if keys else (dy, dC, 1)
+        weights, biases = (self.B, self.C)[kind], self.biases[kind]
+        weight_kernel[(spans * self.chunks_per_span * self.G * blocks * 2,)](
+            value, *weights, *biases, angles, *self.turns, self.delta, *self.weights, behind, *scratch, grads.scores,
+            out, dangles[part], grads.biases[part], grads.through, grads.angle_steps[part], *self.geometry(base),
+            self.H // self.G, blocks, width, *strides_of(value), *(s for t in weights for s in strides_of(t)),
+            *angles.stride()[:2], *out.stride()[:4], *dangles.stride()[1:4], grads.steps.numel(),
+            **self.pairs, **self.sizes(), **self.constants(), KEYS=keys, num_warps=4, num_stages=2,
+        )  # fmt: skip
 
 
 class TokenGradients:
@@ -184,10 +194,13 @@ class TokenGradients:
     Attributes:
         raw: Of dt, A and trap (B, L, H).
         decays: Of log decays per part of a head (chunk slots, H, Q), to be summed over later tokens of a chunk.
+        through: What of it passes the chunks' starts, by halves of the states.
         steps: Of the weights in the state; ``direct`` of those in a token's own output.
-        angle_steps: Of step sizes through the angles.
+        scores: Of the scores of a slab's chunks (chunk slots, H, Q, Q).
+        angle_steps: Of step sizes through the angles of keys and of queries, by halves of the states.
+        inner: Gradient of y before the gate, if there is one.
         dt_bias: Per chunk (chunk slots, H).
-        biases: Those of B's and C's biases per chunk (chunk slots, H, 2, NP).
+        biases: Those of B's and C's biases per chunk (2, chunk slots, H, NP).
         D: Per span.
     """
 
@@ -201,34 +214,36 @@ class TokenGradients:
         self.angles, self.y = like(ops.angles_BLM), None
         self.raw = [like(t) for t in (ops.dt_BLH, ops.A_BLH, ops.trap_BLH)]
         self.decays = scan.per_token(torch.float32 if scan.single else torch.float64)
-        self.steps, self.direct, self.angle_steps = (scan.per_token(torch.float32) for _ in range(3))
+        self.steps, self.direct = (scan.per_token(torch.float32) for _ in range(2))
+        self.through, self.angle_steps = scan.new(2, *self.steps.shape), scan.new(2, 2, *self.steps.shape)
+        self.scores = scan.new(slab_spans(scan) * scan.chunks_per_span, scan.H, scan.chunk**2, dtype=scan.scratch_dtype)
+        self.inner = None if scan.z is None else scan.new(*scan.x.shape, dtype=scan.scratch_dtype)
         self.dt_bias = scan.new(scan.chunks, scan.heads)
         # chunks without tokens write nothing
-        self.biases = torch.zeros((scan.chunks, scan.H, 2, scan.state_size), device=scan.x.device)
+        self.biases = torch.zeros((2, scan.chunks, scan.H, scan.state_size), device=scan.x.device)
         self.D = None
         if scan.skip is not None:
             self.D = scan.new(scan.spans, scan.heads, scan.parts * (1 if scan.skip_per_head else scan.P))
         self._scan = scan
 
     def partial_sums(self, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What the gradients of B, C (blocks, B, L, G, N) and angles (blocks and groups, B, L, M) are written to."""
+        """Where the gradients of B, C (blocks, B, L, G, N) and angles (2, blocks and groups, B, L, M) are written."""
         B, C, angles, new = self.B[:, :, 0], self.C[:, :, 0], self.angles, self._scan.new
         dB, dC = (B[None], C[None]) if blocks == 1 else (new(blocks, *t.shape) for t in (B, C))
-        dangles = angles[None] if blocks * self._scan.G == 1 else new(blocks * self._scan.G, *angles.shape)
-        return dB, dC, dangles
+        return dB, dC, new(2, blocks * self._scan.G, *angles.shape)
 
     def add_up(self, dB: Tensor, dC: Tensor, dangles: Tensor) -> None:
         """Add up partial sums, in a fixed order."""
-        for out, parts in ((self.B[:, :, 0], dB), (self.C[:, :, 0], dC), (self.angles, dangles)):
-            if parts.data_ptr() != out.data_ptr():
+        torch.sum(dangles.flatten(0, 1), 0, dtype=self.angles.dtype, out=self.angles)
+        for out, parts in ((self.B[:, :, 0], dB), (self.C[:, :, 0], dC)):
+            if parts.shape[0] > 1:
                 out.copy_(parts.sum(0))
 
     def bias_totals(self) -> Tensor:
         """Gradients of the biases of B and C (2, H, N)."""
         scan = self._scan
-        columns = self.biases.sum(0).unflatten(0, (scan.heads, scan.parts)).sum(1)
-        states = bias_states(scan.N, **scan.pairs, device=scan.x.device)
-        return columns.index_select(2, torch.argsort(states)[: scan.N]).transpose(0, 1).contiguous()
+        columns = self.biases.sum(1).unflatten(1, (scan.heads, scan.parts)).sum(2)
+        return columns.index_select(2, torch.argsort(column_states(scan.N, **scan.pairs, device=scan.x.device))[: scan.N])
 
     def skip(self, D: Tensor) -> Tensor:
         """Gradient of D, shaped like it."""
@@ -257,10 +272,7 @@ def tile_states(N: int, M: int, PAIRING: int, PARTIAL: bool, device: torch.devic
     return _states(n // 2, n % 2, N, PAIRING)
 
 
-def bias_states(N: int, M: int, PAIRING: int, PARTIAL: bool, device: torch.device) -> Tensor:
-    """Which states (NP,) the columns of a bias' gradient are: first members, second ones, states that stay."""
+def column_states(N: int, M: int, PAIRING: int, PARTIAL: bool, device: torch.device) -> Tensor:
+    """Which states (NP,) columns are, one half of a tile's behind the other; N where there is none."""
     n = torch.arange(max(16, next_power(N)), device=device)
-    half = n.numel() // (4 if PARTIAL else 2)
-    pair, second = n % half, n // half
-    still = n >= 2 * half
-    return _states(torch.where(still, n // 2, pair), torch.where(still, n % 2, second), N, PAIRING)
+    return _states(n // 2, n % 2, N, PAIRING)

@@ -85,16 +85,17 @@ def step_kernel(
 
 @triton.jit(do_not_specialize=GEOMETRY)
 def step_gradient_kernel(
-    raw_ptr, A_ptr, trap_ptr, bias_ptr, dlog_ptr, dscale_ptr, dgamma_ptr, dangle_ptr, draw_ptr, dA_ptr, dtrap_ptr,
+    raw_ptr, A_ptr, trap_ptr, bias_ptr, dlog_ptr, through_ptr, dscale_ptr, dgamma_ptr, dangle_ptr, draw_ptr, dA_ptr, dtrap_ptr,
     dbias_ptr, segment_ptr, table_ptr, base, length, per_row, segments, heads, srb, srl, sAb, sAl, stb, stl,
-    sdrb, sdrl, sdAb, sdAl, sdtb, sdtl, floor,
-    SPAN: tl.constexpr, Q: tl.constexpr, PARTS: tl.constexpr, HEAVY_TAIL: tl.constexpr, PACKED: tl.constexpr,
+    sdrb, sdrl, sdAb, sdAl, sdtb, sdtl, per_half, floor,
+    PARTIAL: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr, PARTS: tl.constexpr, HEAVY_TAIL: tl.constexpr, PACKED: tl.constexpr,
     REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of dt, A and trap; that of dt's bias as one partial sum per chunk (chunk slots, H).
 
     Reads, per part of a head, those of the decays' logarithms (to be summed over the later tokens of a chunk), of the
-    weights and of step sizes through the angles.
+    weights and of step sizes through the angles: the second in two parts, the last in four, for halves of the columns of
+    keys and of queries; if PARTIAL only first halves have angles.
     """
     chunk, begin, end = chunk_and_heads(heads // PARTS)
     q = tl.arange(0, Q)
@@ -110,11 +111,14 @@ def step_gradient_kernel(
         for part in tl.static_range(PARTS):
             head = (chunk * heads + h * PARTS + part) * Q
             dlog += tl.load(dlog_ptr + head + q, mask=written, other=0.0)
+            dlog += tl.load(through_ptr + head + q, mask=written, other=0.0)
+            dlog += tl.load(through_ptr + per_half + head + q, mask=written, other=0.0)
             dscale += tl.load(dscale_ptr + head + q, mask=written, other=0.0)
             behind = tl.where(q == 0, head - heads * Q + Q - 1, head + q - 1)
             before += tl.load(dscale_ptr + behind, mask=follows, other=0.0)
             dgamma += tl.load(dgamma_ptr + head + q, mask=written, other=0.0)
-            dangle += tl.load(dangle_ptr + head + q, mask=written, other=0.0)
+            for half in tl.static_range(0, 4, 2 if PARTIAL else 1):
+                dangle += tl.load(dangle_ptr + half * per_half + head + q, mask=written, other=0.0)
         ddecay = -tl.sum(tl.where(later, dlog[None, :], 0.0), 1).to(tl.float32)
         raw = raw_steps(raw_ptr + row * srb + h, bias, t, srl, on).to(tl.float32)
         delta = softplus(raw)

@@ -43,7 +43,7 @@ WEIGHT_PROGRAMS = 512  # chunks x blocks of heads that fill a device; fewer chun
 @triton.jit(do_not_specialize=GEOMETRY)
 def token_kernel(
     dy_ptr, x_ptr, B_ptr, C_ptr, D_ptr, z_ptr, B_bias_ptr, C_bias_ptr, phase_ptr, turn_ptr, direct_ptr, dt_ptr,
-    sums_ptr, ends_ptr, dx_ptr, dlog_ptr, ddt_ptr, ddirect_ptr, dD_ptr, adjoints_ptr,
+    sums_ptr, ends_ptr, dx_ptr, dlog_ptr, ddt_ptr, ddirect_ptr, dscores_ptr, dD_ptr, adjoints_ptr,
     segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
     sgb, sgl: tl.constexpr, sgh, sxb, sxl: tl.constexpr, sxh, sBb, sBl: tl.constexpr, sBg, sCb, sCl: tl.constexpr,
     sCg, szb, szl: tl.constexpr, szh, sdb, sdl: tl.constexpr, sdh,
@@ -53,7 +53,8 @@ def token_kernel(
     """Walk every span against the scan, its adjoint on chip, and leave the adjoints at chunk ends and gradients of x.
 
     Per token also the gradient of dt but for the decays (``ddt``) and, to be summed over the later tokens of a chunk,
-    that of the decays' logarithms (``dlog``), but for what passes through the chunk's start.
+    that of the decays' logarithms (``dlog``), but for what passes through the chunk's start. Where a token's weight in
+    its own output is not that in the state (``direct``), the gradients of all scores are left too.
     """
     k, h = base + tl.program_id(0).to(tl.int64) // heads, tl.program_id(0).to(tl.int64) % heads
     row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
@@ -103,7 +104,8 @@ def token_kernel(
         weighted = dy.to(tl.float32) * decay_of(sums)[:, None]
         adjoint = matmul(tl.trans(C), weighted, adjoint * decay_of(whole), DOT)
         exponent = tl.where(q[None, :] >= q[:, None], sums[None, :] - sums[:, None], float("-inf"))
-        mixing = matmul(B, tl.trans(C), None, DOT) * decay_of(exponent)  # rows: earlier tokens
+        decay = decay_of(exponent)  # rows: earlier tokens
+        mixing = matmul(B, tl.trans(C), None, DOT) * decay
         products = matmul(x, tl.trans(dy), None, DOT)
         if PER_HEAD:
             dD += tl.sum(tl.where(q[:, None] == q[None, :], products, 0.0), 1)
@@ -129,7 +131,10 @@ def token_kernel(
             mixing *= dt[:, None]
         else:
             direct = tl.load(direct_ptr + tokens + q)
-            mixing *= tl.where(q[:, None] == q[None, :], direct[:, None], dt[:, None])
+            weights = tl.where(q[:, None] == q[None, :], direct[:, None], dt[:, None])
+            mixing *= weights
+            to = dscores_ptr + (((k - base) * (SPAN // Q) + c) * heads + h) * (Q * Q)
+            tl.store(to + q[:, None] * Q + q[None, :], (products * decay * weights).to(dscores_ptr.dtype.element_ty))
         if PER_HEAD:
             mixing = tl.where(q[:, None] == q[None, :], mixing + skip, mixing)
         dx = matmul(mixing, dy, dwrite * dt[:, None], DOT)
@@ -247,7 +252,8 @@ class _Gradients:
             return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
         self.x, self.dt, self.z = like("dx", call.x), like("ddt", call.raw), like("dz", call.z)
-        self.B, self.C, self.y, self.direct = like("dB", call.B), like("dC", call.C), into.get("y"), None
+        self.B, self.C, self.y = like("dB", call.B), like("dC", call.C), into.get("y")
+        self.inner = self.direct = self.scores = None
         self.decays = call.per_token(torch.float32 if call.single else torch.float64)
         self.steps = call.per_token(torch.float32)
         heads = call.H // call.parts
@@ -263,10 +269,13 @@ def walks(call: Call, dy, starts, adjoints, steps, grads: _Gradients, scratch, b
         sweep(call, call.x, None, steps, starts, scratch[0], None, adjoint=False, base=base, spans=spans)
     else:
         outputs(call, steps, starts, grads.y, dy, grads.z, scratch[0], base=base, spans=spans)
+    z = call.z
+    if grads.inner is not None:
+        dy, z = grads.inner, None
     token_kernel[(spans * call.H,)](
-        dy, call.x, call.B, call.C, call.skip, call.z, *call.biases, *call.turns, call.direct, *steps, adjoints,
-        grads.x, grads.decays, grads.steps, grads.direct, grads.D, scratch[1], *call.geometry(base), call.H // call.G,
-        *strides_of(dy), *strides_of(call.x), *strides_of(call.B), *strides_of(call.C), *strides_of(call.z),
+        dy, call.x, call.B, call.C, call.skip, z, *call.biases, *call.turns, call.direct, *steps, adjoints, grads.x,
+        grads.decays, grads.steps, grads.direct, grads.scores, grads.D, scratch[1], *call.geometry(base),
+        call.H // call.G, *strides_of(dy), *strides_of(call.x), *strides_of(call.B), *strides_of(call.C), *strides_of(z),
         *strides_of(grads.x), **call.pairs, **call.sizes(), **call.constants(), PER_HEAD=call.skip_per_head, num_warps=call.warps, num_stages=call.stages(call.warps, 2, 2),
     )  # fmt: skip
 
@@ -279,11 +288,16 @@ def head_blocks(call: Call) -> tuple[int, int]:
     return ceil_div(group, width), width
 
 
+def slab_spans(call: Call) -> int:
+    """Spans of a slab."""
+    per_span = call.chunks_per_span * call.H * call.P * call.state_size * call.scratch_dtype.itemsize
+    return max(1, min(call.spans, SCRATCH_BYTES // per_span))
+
+
 def slabs(call: Call) -> Iterator[tuple[int, int, torch.Tensor]]:
     """(first span, spans, memory for states and adjoints at their chunk borders) of every slab."""
-    per_span = call.chunks_per_span * call.H * call.P * call.state_size
-    slab = max(1, min(call.spans, SCRATCH_BYTES // (per_span * call.scratch_dtype.itemsize)))
-    scratch = call.new(2, slab, per_span, dtype=call.scratch_dtype)
+    slab = slab_spans(call)
+    scratch = call.new(2, slab, call.chunks_per_span * call.H * call.P * call.state_size, dtype=call.scratch_dtype)
     for base in range(0, call.spans, slab):
         yield base, min(slab, call.spans - base), scratch
 

@@ -47,8 +47,8 @@ def gated(x, z_ptr, stride, q, left, p, P: tl.constexpr, REVERSE: tl.constexpr):
 @triton.jit(do_not_specialize=GEOMETRY)
 def sweep_kernel(
     x_ptr, z_ptr, B_ptr, bias_ptr, phase_ptr, turn_ptr, dt_ptr, sums_ptr, starts_ptr, out_ptr, totals_ptr,
-    segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
-    sxb, sxl: tl.constexpr, sxh, szb, szl: tl.constexpr, szh, sBb, sBl: tl.constexpr, sBg, M: tl.constexpr,
+    inner_ptr, segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
+    sxb, sxl: tl.constexpr, sxh, szb, szl: tl.constexpr, szh, sBb, sBl: tl.constexpr, sBg, sil: tl.constexpr, M: tl.constexpr,
     PAIRING: tl.constexpr, PARTIAL: tl.constexpr,
     P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
@@ -56,7 +56,8 @@ def sweep_kernel(
 ):  # fmt: skip
     """States along every span: its end from a zero start, or (KEEP) those at all chunk starts from a given start.
 
-    Adjoints run against the scan: x is then the gradient of y and B stands for C.
+    Adjoints run against the scan: x is then the gradient of y and B stands for C; what the gate leaves of x can be kept
+    (``inner``).
     """
     k, h = base + tl.program_id(0).to(tl.int64) // heads, tl.program_id(0).to(tl.int64) % heads
     row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
@@ -93,6 +94,9 @@ def sweep_kernel(
         if ADJOINT:
             if z_ptr is not None:
                 x = gated(x, z_ptr + step * szl, szl, q, left, p, P, REVERSE)
+                if inner_ptr is not None:
+                    inner_at = inner_ptr + (row * length + first + step) * sil + h * P
+                    put_token_tile(inner_at, sil, q, left, p, x, P, REVERSE)
             weight = decay_of(sums)
         else:
             weight = decay_of(whole - sums) * tl.load(dt_ptr + tokens + q)
@@ -262,12 +266,14 @@ def chain(
     return starts, last
 
 
-def sweep(call: Call, x, z, steps, starts, out, totals, *, adjoint: bool, base: int = 0, spans: int) -> None:
+def sweep(
+    call: Call, x, z, steps, starts, out, totals, inner=None, *, adjoint: bool, base: int = 0, spans: int
+) -> None:  # fmt: skip
     """States along the spans from ``base`` on: summaries without ``starts``, chunk starts with them."""
     B, bias = (call.C, call.biases[1]) if adjoint else (call.B, call.biases[0])
     sweep_kernel[(spans * call.H,)](
-        x, z, B, bias, *call.turns, *steps, starts, out, totals, *call.geometry(base), call.H // call.G,
-        *strides_of(x), *strides_of(z), *strides_of(B), **call.pairs, **call.sizes(), **call.constants(),
+        x, z, B, bias, *call.turns, *steps, starts, out, totals, inner, *call.geometry(base), call.H // call.G,
+        *strides_of(x), *strides_of(z), *strides_of(B), sil=call.H * call.P, **call.pairs, **call.sizes(), **call.constants(),
         ADJOINT=adjoint, KEEP=starts is not None, num_warps=call.warps, num_stages=call.stages(call.warps, 1, 1),
     )  # fmt: skip
 
@@ -283,11 +289,14 @@ def outputs(call: Call, steps, starts, y, dy=None, dz=None, states=None, *, base
     )  # fmt: skip
 
 
-def summaries(call: Call, x, z, steps, adjoint: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every span's state (K, H, P, N) from a zero start and the sum of its log2 decays (K, H)."""
+def summaries(call: Call, x, z, steps, adjoint: bool, inner=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every span's state (K, H, P, N) from a zero start and the sum of its log2 decays (K, H).
+
+    Adjoints leave the gated ``x`` in ``inner`` (B, L, H, P), if there is one.
+    """
     ends, totals = call.new(call.segments.chunks, call.H, call.P, call.state_size), call.new(call.segments.chunks, call.H)
     if call.spans:
-        sweep(call, x, z, steps, None, ends, totals, adjoint=adjoint, spans=call.spans)
+        sweep(call, x, z, steps, None, ends, totals, inner, adjoint=adjoint, spans=call.spans)
     return ends, totals
 
 

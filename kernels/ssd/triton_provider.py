@@ -18,8 +18,8 @@ def compile_cases() -> dict[str, CompileCase]:
     where = {"SPAN": SPANS[0], "Q": CHUNK, "PARTS": 1, "PACKED": True, "REVERSE": True}
     walk = {**where, "P": 64, "PP": 64, "N": 64, "NP": 64, "DOT": tl.float16, "M": 0, "PAIRING": 0, "PARTIAL": False}
     walk |= dict.fromkeys(("bias_ptr", "B_bias_ptr", "C_bias_ptr", "phase_ptr", "turn_ptr", "direct_ptr"))
-    walk["ddirect_ptr"] = None
-    strides = dict.fromkeys(("sxl", "szl", "sgl", "sdl", "syl", "sBl", "sCl"), 1024)
+    walk |= dict.fromkeys(("ddirect_ptr", "dscores_ptr", "inner_ptr"))
+    strides = dict.fromkeys(("sxl", "szl", "sgl", "sdl", "syl", "sBl", "sCl", "sil"), 1024)
 
     def case(kernel, warps, constants, **more):
         named = {parameter.name for parameter in kernel.params}

@@ -59,6 +59,10 @@ class RotatedScan(Call):
         self.delta, *self.weights, self.direct = self._steps()
         *self.turns, self.leaving = self._turns()
 
+    def stages(self, warps: int, values: int, weights: int, states: int = 0) -> int:
+        """Chunks in flight: rotated keys and queries take the memory that a second one would need."""
+        return 2 if weights == 1 else 1
+
     @property
     def chunks(self) -> int:
         """Chunk slots."""
@@ -184,7 +188,8 @@ class RotatedScan(Call):
             out, dangles[part], grads.biases[part], grads.through, grads.angle_steps[part], *self.geometry(base),
             self.H // self.G, blocks, width, *strides_of(value), *(s for t in weights for s in strides_of(t)),
             *angles.stride()[:2], *out.stride()[:4], *dangles.stride()[1:4], grads.steps.numel(),
-            **self.pairs, **self.sizes(), **self.constants(), KEYS=keys, num_warps=4, num_stages=2,
+            **self.pairs, **self.sizes(), **self.constants(), KEYS=keys, num_warps=4,
+            num_stages=self.stages(4, 1, 1),
         )  # fmt: skip
 
 
@@ -243,7 +248,9 @@ class TokenGradients:
         """Gradients of the biases of B and C (2, H, N)."""
         scan = self._scan
         columns = self.biases.sum(1).unflatten(1, (scan.heads, scan.parts)).sum(2)
-        return columns.index_select(2, torch.argsort(column_states(scan.N, **scan.pairs, device=scan.x.device))[: scan.N])
+        return columns.index_select(
+            2, torch.argsort(column_states(scan.N, **scan.pairs, device=scan.x.device))[: scan.N]
+        )
 
     def skip(self, D: Tensor) -> Tensor:
         """Gradient of D, shaped like it."""

@@ -175,24 +175,23 @@ def _like(grads: tuple[Tensor | None, ...], operands: tuple[Tensor | None, ...])
 
 def compile_cases() -> dict[str, CompileCase]:
     """Every kernel with 128 states, half of them rotating, all operands, packed and reversed, in bfloat16."""
-    narrow = ("B", "C", "x", "z", "dy", "dB", "dC", "raw", "A", "trap", "angles", "draw", "dA", "dtrap", "states")
-    types = {f"{name}_ptr": "*bf16" for name in (*narrow, "adjoints", "dangles")}
+    narrow = ("B", "x", "v", "own", "other", "dscores", "dout", "raw", "A", "trap", "angles", "draw", "dA", "dtrap")
+    types = {f"{name}_ptr": "*bf16" for name in (*narrow, "states", "adjoints")}
     types |= {"delta_ptr": "*fp64", "theta_ptr": "*fp64", "entry_ptr": "*i64", "floor": "fp32"}
     types |= dict.fromkeys(("segment_ptr", "table_ptr"), "*i64")
     types |= dict.fromkeys(("turn_ptr", "totals_ptr", "starts_ptr", "leaving_ptr"), "*i32")
     where = {"SPAN": SPANS[0], "Q": CHUNK, "PARTS": 1, "PACKED": True, "REVERSE": True}
     heads = {"P": 64, "PP": 64, "N": 128, "NP": 128, "M": 32, "PAIRING": 2, "PARTIAL": True}
-    strides = dict.fromkeys(("sgl", "sxl", "sBl", "sCl", "szl"), 1024)
+    strides = dict.fromkeys(("svl", "swl", "sol"), 1024)
+    weight = {**where, **heads, **strides, "DOT": tl.float16, "KEYS": False}
     chain = {"BLOCK": 32, "CHUNKS": turns.CHAIN_CHUNKS, "SPAN": SPANS[0], "Q": CHUNK, "PACKED": True, "M": 32}
     leave = {**heads, "PACKED": True, "REVERSE": True}
     cases = [
         CompileCase(tokens.step_kernel, {**where, "HEAVY_TAIL": True}, 1, types),
-        CompileCase(tokens.step_gradient_kernel, {**where, "HEAVY_TAIL": False}, 1, types),
+        CompileCase(tokens.step_gradient_kernel, {**where, "HEAVY_TAIL": False, "PARTIAL": True}, 1, types),
         CompileCase(turns.phase_kernel, {**where, "M": 32, "MP": 32}, 4, types | {"phase_ptr": "*i16"}),
         CompileCase(turns.turn_chain_kernel, chain, 4, types),
         CompileCase(turns.leave_kernel, leave, 1, types | {"phase_ptr": "*i32", "states_ptr": "*fp32"}),
-        CompileCase(
-            weights.weight_kernel, {**where, **heads, **strides, "DOT": tl.float16}, 8, types | {"phase_ptr": "*i16"}
-        ),
+        CompileCase(weights.weight_kernel, weight, 4, types | {"phase_ptr": "*i16"}),
     ]
     return {case.kernel.__name__: case for case in cases}

@@ -79,7 +79,9 @@ def half_gradients(
             cos, sin = turns_of(phase_ptr, turn_ptr, here, q, m, M)
             a, b = apart(other)
             other = together((a * cos - b * sin).to(DOT), (a * sin + b * cos).to(DOT))
-        border = tl.load((adjoints_ptr if KEYS else states_ptr) + (slot * heads + h) * (P * NP) + at, mask=on, other=0.0)
+        border = tl.load(
+            (adjoints_ptr if KEYS else states_ptr) + (slot * heads + h) * (P * NP) + at, mask=on, other=0.0
+        )
         if KEYS:
             weight = decay_of(whole - sums) * tl.load(scale_ptr + here * Q + q)
         else:

@@ -90,8 +90,12 @@ def token_kernel(
             C = token_tile(C_ptr + step * sCl, sCl, q, left, n, N, REVERSE)
         else:
             cos, sin = turns_of(phase_ptr, turn_ptr, here, q, tl.arange(0, NP // 4 if PARTIAL else NP // 2), M)
-            B = rotated_tile(B_ptr + step * sBl, B_bias_ptr, sBl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT)
-            C = rotated_tile(C_ptr + step * sCl, C_bias_ptr, sCl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT)
+            B = rotated_tile(
+                B_ptr + step * sBl, B_bias_ptr, sBl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT
+            )
+            C = rotated_tile(
+                C_ptr + step * sCl, C_bias_ptr, sCl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT
+            )
         tokens = here * Q
         sums, dt = tl.load(sums_ptr + tokens + q), tl.load(dt_ptr + tokens + q)
         whole = tl.load(sums_ptr + tokens + Q - 1)

@@ -88,7 +88,9 @@ def sweep_kernel(
             B = token_tile(B_ptr + step * sBl, sBl, q, left, n, N, REVERSE)
         else:
             cos, sin = turns_of(phase_ptr, turn_ptr, here, q, tl.arange(0, NP // 4 if PARTIAL else NP // 2), M)
-            B = rotated_tile(B_ptr + step * sBl, bias_ptr, sBl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT)
+            B = rotated_tile(
+                B_ptr + step * sBl, bias_ptr, sBl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT
+            )
         tokens = here * Q
         sums, whole = tl.load(sums_ptr + tokens + q), tl.load(sums_ptr + tokens + Q - 1)
         if ADJOINT:
@@ -186,8 +188,12 @@ def output_kernel(
             C = token_tile(C_ptr + step * sCl, sCl, q, left, n, N, REVERSE)
         else:
             cos, sin = turns_of(phase_ptr, turn_ptr, here, q, tl.arange(0, NP // 4 if PARTIAL else NP // 2), M)
-            B = rotated_tile(B_ptr + step * sBl, B_bias_ptr, sBl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT)
-            C = rotated_tile(C_ptr + step * sCl, C_bias_ptr, sCl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT)
+            B = rotated_tile(
+                B_ptr + step * sBl, B_bias_ptr, sBl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT
+            )
+            C = rotated_tile(
+                C_ptr + step * sCl, C_bias_ptr, sCl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT
+            )
         tokens = here * Q
         sums, dt = tl.load(sums_ptr + tokens + q), tl.load(dt_ptr + tokens + q)
         whole = tl.load(sums_ptr + tokens + Q - 1)
@@ -294,7 +300,10 @@ def summaries(call: Call, x, z, steps, adjoint: bool, inner=None) -> tuple[torch
 
     Adjoints leave the gated ``x`` in ``inner`` (B, L, H, P), if there is one.
     """
-    ends, totals = call.new(call.segments.chunks, call.H, call.P, call.state_size), call.new(call.segments.chunks, call.H)
+    ends, totals = (
+        call.new(call.segments.chunks, call.H, call.P, call.state_size),
+        call.new(call.segments.chunks, call.H),
+    )
     if call.spans:
         sweep(call, x, z, steps, None, ends, totals, inner, adjoint=adjoint, spans=call.spans)
     return ends, totals

@@ -91,7 +91,7 @@ def softplus_float64(x):
 
 @triton.jit
 def tanh_float64(x):
-    """tanh of float64 numbers; on a device the bits of PyTorch's."""
+    """Hyperbolic tangent of float64 numbers; on a device the bits of PyTorch's."""
     if APPROXIMATE:
         return libdevice.tanh(x)
     else:

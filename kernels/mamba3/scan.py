@@ -266,7 +266,7 @@ def rotation_constants(states: int, pairs: int, pairing: str) -> dict:
 
 def _states(pair: Tensor, second: Tensor, N: int, PAIRING: int) -> Tensor:
     """States that are first or second members of pairs; N for those that do not exist."""
-    if PAIRING == HALVES.value:
+    if HALVES.value == PAIRING:
         return torch.where(pair < N // 2 + second * (N % 2), pair + second * (N // 2), N)
     return (2 * pair + second).clamp(max=N)
 

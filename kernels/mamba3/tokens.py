@@ -85,17 +85,17 @@ def step_kernel(
 
 @triton.jit(do_not_specialize=GEOMETRY)
 def step_gradient_kernel(
-    raw_ptr, A_ptr, trap_ptr, bias_ptr, dlog_ptr, through_ptr, dscale_ptr, dgamma_ptr, dangle_ptr, draw_ptr, dA_ptr, dtrap_ptr,
-    dbias_ptr, segment_ptr, table_ptr, base, length, per_row, segments, heads, srb, srl, sAb, sAl, stb, stl,
+    raw_ptr, A_ptr, trap_ptr, bias_ptr, dlog_ptr, through_ptr, dscale_ptr, dgamma_ptr, dangle_ptr, draw_ptr, dA_ptr,
+    dtrap_ptr, dbias_ptr, segment_ptr, table_ptr, base, length, per_row, segments, heads, srb, srl, sAb, sAl, stb, stl,
     sdrb, sdrl, sdAb, sdAl, sdtb, sdtl, per_half, floor,
-    PARTIAL: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr, PARTS: tl.constexpr, HEAVY_TAIL: tl.constexpr, PACKED: tl.constexpr,
-    REVERSE: tl.constexpr,
+    PARTIAL: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr, PARTS: tl.constexpr, HEAVY_TAIL: tl.constexpr,
+    PACKED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of dt, A and trap; that of dt's bias as one partial sum per chunk (chunk slots, H).
 
     Reads, per part of a head, those of the decays' logarithms (to be summed over the later tokens of a chunk), of the
-    weights and of step sizes through the angles: the second in two parts, the last in four, for halves of the columns of
-    keys and of queries; if PARTIAL only first halves have angles.
+    weights and of step sizes through the angles: what passes the chunk's start in two parts, for halves of the states,
+    the last in four, for halves of keys and of queries; if PARTIAL only first halves have angles.
     """
     chunk, begin, end = chunk_and_heads(heads // PARTS)
     q = tl.arange(0, Q)

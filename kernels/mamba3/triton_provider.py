@@ -16,6 +16,7 @@ from seqkit.kernels.mamba3 import phase, tokens, turns, weights
 from seqkit.kernels.mamba3.ends import Entry, add_rows, end_rows, through_last_keys, turned
 from seqkit.kernels.mamba3.scan import RotatedScan, TokenGradients
 from seqkit.kernels.mamba3.slabs import Operands, make_operands
+from seqkit.kernels.ssd.rotation import ADJACENT
 from seqkit.kernels.ssd.tiles import CHUNK, SPANS, boundary_shape
 from seqkit.kernels.triton_launch import CompileCase, guard, next_power, rows_contiguous
 
@@ -123,8 +124,11 @@ def backward(
 def _behind(
     ops: Operands, scan: RotatedScan, kept: Tensor, leaving: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradient (S, H, M) of the final angles but for what the final state gives, and that of the final keys (S, H, N)
-    before rotation; None for zeros."""
+    """What leaves the segments: gradients of angles and of keys, None for zeros.
+
+    Those of all angles behind the last token but for what the final state gives (S, H, M), and of the final keys before
+    their rotation (S, H, N).
+    """
     dtheta, dssm, dk, _ = leaving
     behind = ops.ssm_SHPN.new_zeros(ops.theta_SHM.shape)
     back = None
@@ -162,7 +166,10 @@ def _through_entry(
 
 def _handed_on(args: tuple, leaving: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     """Gradients of a scan without tokens."""
-    finals = [None if t is None else torch.zeros_like(t) if d is None else d for t, d in zip(args[15:19], leaving)]
+    finals = [
+        None if t is None else torch.zeros_like(t) if d is None else d
+        for t, d in zip(args[15:19], leaving, strict=True)
+    ]
     return (*(None if t is None else torch.zeros_like(t) for t in args[:15]), *_like(tuple(finals), args[15:19]))
 
 
@@ -174,14 +181,14 @@ def _like(grads: tuple[Tensor | None, ...], operands: tuple[Tensor | None, ...])
 
 
 def compile_cases() -> dict[str, CompileCase]:
-    """Every kernel with 128 states, half of them rotating, all operands, packed and reversed, in bfloat16."""
+    """Every kernel with 64 states, half of them rotating, all operands, packed and reversed, in bfloat16."""
     narrow = ("B", "x", "v", "own", "other", "dscores", "dout", "raw", "A", "trap", "angles", "draw", "dA", "dtrap")
     types = {f"{name}_ptr": "*bf16" for name in (*narrow, "states", "adjoints")}
     types |= {"delta_ptr": "*fp64", "theta_ptr": "*fp64", "entry_ptr": "*i64", "floor": "fp32"}
     types |= dict.fromkeys(("segment_ptr", "table_ptr"), "*i64")
     types |= dict.fromkeys(("turn_ptr", "totals_ptr", "starts_ptr", "leaving_ptr"), "*i32")
     where = {"SPAN": SPANS[0], "Q": CHUNK, "PARTS": 1, "PACKED": True, "REVERSE": True}
-    heads = {"P": 64, "PP": 64, "N": 128, "NP": 128, "M": 32, "PAIRING": 2, "PARTIAL": True}
+    heads = {"P": 64, "PP": 64, "N": 64, "NP": 64, "M": 16, "PAIRING": ADJACENT.value, "PARTIAL": True}
     strides = dict.fromkeys(("svl", "swl", "sol"), 1024)
     weight = {**where, **heads, **strides, "DOT": tl.float16, "KEYS": False}
     chain = {"BLOCK": 32, "CHUNKS": turns.CHAIN_CHUNKS, "SPAN": SPANS[0], "Q": CHUNK, "PACKED": True, "M": 32}

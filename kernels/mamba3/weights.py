@@ -5,8 +5,8 @@ the adjoint at its end. Both are linear in all they read, so that a program take
 that is what registers hold.
 
 To turn all tokens from a place on is to turn the state there back: the gradient of all those angles is, but for a
-constant of the segment, the sum over channels of e_a h_b - e_b h_a, for a pair (a, b) of the state h and its gradient e.
-It is taken at every chunk's start; sums over tokens never leave a chunk.
+constant of the segment, the sum over channels of e_a h_b - e_b h_a, for a pair (a, b) of the state h and its gradient
+e. It is taken at every chunk's start; sums over tokens never leave a chunk.
 
 Legend: B batch, L length, H heads, P head channels, N states, G groups, M rotated pairs, Q tokens per chunk; see
 :mod:`seqkit.kernels.ssd.rotation` for the order of columns.
@@ -32,7 +32,7 @@ def sums_before(x, DOT: tl.constexpr):
     earlier = (q[:, None] > q[None, :]).to(DOT)
     high = x.to(DOT)
     sums = matmul(earlier, high, None, DOT)
-    if DOT != tl.float32:
+    if DOT != tl.float32:  # noqa: SIM300 (a constexpr compares from the left)
         sums = matmul(earlier, x - high.to(tl.float32), sums, DOT)
     return sums
 

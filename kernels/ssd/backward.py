@@ -47,7 +47,8 @@ def token_kernel(
     segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
     sgb, sgl: tl.constexpr, sgh, sxb, sxl: tl.constexpr, sxh, sBb, sBl: tl.constexpr, sBg, sCb, sCl: tl.constexpr,
     sCg, szb, szl: tl.constexpr, szh, sdb, sdl: tl.constexpr, sdh,
-    M: tl.constexpr, PAIRING: tl.constexpr, PARTIAL: tl.constexpr, P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
+    M: tl.constexpr, PAIRING: tl.constexpr, PARTIAL: tl.constexpr, P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr,
+    NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, PER_HEAD: tl.constexpr,
 ):  # fmt: skip
     """Walk every span against the scan, its adjoint on chip, and leave the adjoints at chunk ends and gradients of x.
@@ -279,8 +280,9 @@ def walks(call: Call, dy, starts, adjoints, steps, grads: _Gradients, scratch, b
     token_kernel[(spans * call.H,)](
         dy, call.x, call.B, call.C, call.skip, z, *call.biases, *call.turns, call.direct, *steps, adjoints, grads.x,
         grads.decays, grads.steps, grads.direct, grads.scores, grads.D, scratch[1], *call.geometry(base),
-        call.H // call.G, *strides_of(dy), *strides_of(call.x), *strides_of(call.B), *strides_of(call.C), *strides_of(z),
-        *strides_of(grads.x), **call.pairs, **call.sizes(), **call.constants(), PER_HEAD=call.skip_per_head, num_warps=call.warps, num_stages=call.stages(call.warps, 2, 2),
+        call.H // call.G, *strides_of(dy), *strides_of(call.x), *strides_of(call.B), *strides_of(call.C),
+        *strides_of(z), *strides_of(grads.x), **call.pairs, **call.sizes(), **call.constants(),
+        PER_HEAD=call.skip_per_head, num_warps=call.warps, num_stages=call.stages(call.warps, 2, 2),
     )  # fmt: skip
 
 

@@ -48,9 +48,9 @@ def gated(x, z_ptr, stride, q, left, p, P: tl.constexpr, REVERSE: tl.constexpr):
 def sweep_kernel(
     x_ptr, z_ptr, B_ptr, bias_ptr, phase_ptr, turn_ptr, dt_ptr, sums_ptr, starts_ptr, out_ptr, totals_ptr,
     inner_ptr, segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
-    sxb, sxl: tl.constexpr, sxh, szb, szl: tl.constexpr, szh, sBb, sBl: tl.constexpr, sBg, sil: tl.constexpr, M: tl.constexpr,
-    PAIRING: tl.constexpr, PARTIAL: tl.constexpr,
-    P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
+    sxb, sxl: tl.constexpr, sxh, szb, szl: tl.constexpr, szh, sBb, sBl: tl.constexpr, sBg, sil: tl.constexpr,
+    M: tl.constexpr, PAIRING: tl.constexpr, PARTIAL: tl.constexpr, P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr,
+    NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
     ADJOINT: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
@@ -150,10 +150,12 @@ def chain_kernel(
 @triton.jit(do_not_specialize=GEOMETRY)
 def output_kernel(
     x_ptr, B_ptr, C_ptr, D_ptr, z_ptr, B_bias_ptr, C_bias_ptr, phase_ptr, turn_ptr, direct_ptr, dt_ptr, sums_ptr,
-    starts_ptr, y_ptr, dy_ptr, dz_ptr, states_ptr, segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
+    starts_ptr, y_ptr, dy_ptr, dz_ptr, states_ptr, segment_ptr, table_ptr,
+    base, length, per_row, segments, heads, group,
     sxb, sxl: tl.constexpr, sxh, sBb, sBl: tl.constexpr, sBg, sCb, sCl: tl.constexpr, sCg, szb, szl: tl.constexpr,
     szh, syb, syl: tl.constexpr, syh, sgb, sgl: tl.constexpr, sgh, sdb, sdl: tl.constexpr, sdh,
-    M: tl.constexpr, PAIRING: tl.constexpr, PARTIAL: tl.constexpr, P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
+    M: tl.constexpr, PAIRING: tl.constexpr, PARTIAL: tl.constexpr, P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr,
+    NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, PER_HEAD: tl.constexpr,
 ):  # fmt: skip
     """Outputs of every span from the state it starts with.
@@ -279,15 +281,17 @@ def sweep(
     B, bias = (call.C, call.biases[1]) if adjoint else (call.B, call.biases[0])
     sweep_kernel[(spans * call.H,)](
         x, z, B, bias, *call.turns, *steps, starts, out, totals, inner, *call.geometry(base), call.H // call.G,
-        *strides_of(x), *strides_of(z), *strides_of(B), sil=call.H * call.P, **call.pairs, **call.sizes(), **call.constants(),
-        ADJOINT=adjoint, KEEP=starts is not None, num_warps=call.warps, num_stages=call.stages(call.warps, 1, 1),
+        *strides_of(x), *strides_of(z), *strides_of(B), sil=call.H * call.P, **call.pairs,
+        **call.sizes(), **call.constants(), ADJOINT=adjoint, KEEP=starts is not None, num_warps=call.warps,
+        num_stages=call.stages(call.warps, 1, 1),
     )  # fmt: skip
 
 
 def outputs(call: Call, steps, starts, y, dy=None, dz=None, states=None, *, base: int = 0, spans: int) -> None:
     """Outputs of the spans from ``base`` on, into ``y`` if there is one; see :func:`output_kernel`."""
     output_kernel[(spans * call.H,)](
-        call.x, call.B, call.C, call.skip, call.z, *call.biases, *call.turns, call.direct, *steps, starts, y, dy, dz, states, *call.geometry(base),
+        call.x, call.B, call.C, call.skip, call.z, *call.biases, *call.turns, call.direct, *steps, starts, y, dy, dz,
+        states, *call.geometry(base),
         call.H // call.G, *strides_of(call.x), *strides_of(call.B), *strides_of(call.C), *strides_of(call.z),
         *strides_of(y), *strides_of(dy), *strides_of(dz), **call.pairs, **call.sizes(), **call.constants(),
         PER_HEAD=call.skip_per_head,

@@ -95,8 +95,8 @@ def bias_row(ptr, FROM: tl.constexpr, PAIRS: tl.constexpr, N: tl.constexpr, PAIR
 def turns_of(phase_ptr, turn_ptr, chunk, q, m, M: tl.constexpr):
     """Cosines and sines [Q, MP] of the angles of a chunk's tokens.
 
-    Phases are 2^-32 turns: at the chunk's start (chunks, M), and from there to the tokens (chunks, Q, M), of which 16-bit
-    operands need no more than the upper 16 bits.
+    Phases are 2^-32 turns: at the chunk's start (chunks, M), and from there to the tokens (chunks, Q, M), of which
+    16-bit operands need no more than the upper 16 bits.
     """
     at, on = (chunk * q.shape[0] + q)[:, None] * M + m[None, :], m < M
     phase = tl.load(phase_ptr + at, mask=on[None, :], other=0)

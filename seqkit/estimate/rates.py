@@ -29,6 +29,7 @@ class Rates:
         tflops: Attained in projections, 10^12 operations a second.
         attention_tflops: Attained in softmax attention.
         forward_share: Of the time of a training step that a forward pass alone takes.
+        pass_seconds: What the launches for one direction of one scan block on one strand take, whatever the length.
     """
 
     measured: str
@@ -36,16 +37,18 @@ class Rates:
     tflops: float
     attention_tflops: float
     forward_share: float
+    pass_seconds: float
 
 
-# From single blocks, not whole models: one Mamba-1 block of width 512 in slabs took 112 ms, one Mamba-2 block of width
-# 256 23.8 ms, forward + backward, at 1,048,576 tokens.
+# Mamba-2: whole training steps of the DNA model of ``seqkit bench models`` at 131,072 and 1,048,576 tokens. Mamba-1: sum
+# of the kernels of such a step at 131,072. Mamba-3: one block of width 512 at 131,072. S4D: not measured, as Mamba-1.
 _HOPPER = Rates(
-    measured="2026-11-24, H200, single blocks",
-    picoseconds={"mamba1": 78.0, "mamba2": 33.0, "mamba3": 66.0, "s4d": 78.0},
+    measured="2026-11-25, H100, whole steps with Mamba-2",
+    picoseconds={"mamba1": 103.0, "mamba2": 64.0, "mamba3": 200.0, "s4d": 103.0},
     tflops=400.0,
     attention_tflops=350.0,
     forward_share=0.25,
+    pass_seconds=3.4e-3,
 )
 
 RATES = {"h100": _HOPPER, "h200": _HOPPER}
@@ -141,6 +144,7 @@ def seconds(workload: Workload, rates: Rates) -> float:
             total += 4.0 * pairs * width * 4.5 / (rates.attention_tflops * 1e12)
         else:
             total += runs * workload.directions * width * rates.picoseconds[mixer] * 1e-12
+            total += workload.strands * workload.directions * rates.pass_seconds
         total += runs * _projection_operations(mixer, workload) / (rates.tflops * 1e12)
     return total * (1.0 if workload.training else rates.forward_share)
 

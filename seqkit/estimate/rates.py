@@ -40,8 +40,8 @@ class Rates:
     pass_seconds: float
 
 
-# Mamba-2: whole training steps of the DNA model of ``seqkit bench models`` at 131,072 and 1,048,576 tokens. Mamba-1: sum
-# of the kernels of such a step at 131,072. Mamba-3: one block of width 512 at 131,072. S4D: not measured, as Mamba-1.
+# Mamba-2: whole training steps of the DNA model of ``seqkit bench models`` at 131,072 and 1,048,576 tokens. Mamba-1:
+# sum of the kernels of such a step at 131,072. Mamba-3: a block of width 512 at 131,072. S4D: not measured, as Mamba-1.
 _HOPPER = Rates(
     measured="2026-11-25, H100, whole steps with Mamba-2",
     picoseconds={"mamba1": 103.0, "mamba2": 64.0, "mamba3": 200.0, "s4d": 103.0},

@@ -8,7 +8,7 @@ Legend: B batch, L lookback, H horizon, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,8 +22,8 @@ class Ridge(NamedTuple):
     """A fitted map.
 
     Attributes:
-        weight_HL: (H, L).
-        bias_H: (H,).
+        weight_HL: (H, L) float64.
+        bias_H: (H,) float64.
         penalty: The chosen one; NaN where there was nothing to fit or choose.
     """
 
@@ -36,7 +36,15 @@ Windows = Iterable[tuple[Tensor, Tensor, Tensor]]
 """Batches of normalised lookbacks (B, L) without NaN, horizons (B, H) with NaN, and weights (B,)."""
 
 
-def fit_ridge(train: Windows, validation: Windows, lookback: int, horizon: int) -> Ridge:
+def fit_ridge(
+    train: Windows,
+    validation: Windows,
+    lookback: int,
+    horizon: int,
+    *,
+    penalties: Sequence[float] = PENALTIES,
+    bias: bool = True,
+) -> Ridge:
     """Fit on all training windows whose horizon is fully observed; the penalty is that of the least validation error.
 
     Args:
@@ -44,25 +52,27 @@ def fit_ridge(train: Windows, validation: Windows, lookback: int, horizon: int) 
         validation: Windows to choose the penalty by; the training error decides where there are none.
         lookback: L.
         horizon: H.
+        penalties: Candidates.
+        bias: Whether to fit one; on a short series of its own it is a drift, and rarely a good one.
     """
-    gram, cross, count = _sums(train, lookback, horizon)
-    none = Ridge(torch.zeros(horizon, lookback), torch.zeros(horizon), float("nan"))
+    gram, cross, count = _sums(train, lookback, horizon, bias)
+    none = Ridge(gram.new_zeros(horizon, lookback), gram.new_zeros(horizon), float("nan"))
     if not count:
         return none
-    held_gram, held_cross, held_count = _sums(validation, lookback, horizon)
+    held_gram, held_cross, held_count = _sums(validation, lookback, horizon, bias)
     if not held_count:
         held_gram, held_cross = gram, cross
     best, least = none, float("inf")
-    for penalty in PENALTIES:
+    for penalty in penalties:
         solution = _solve(gram, cross, penalty)
         # The squared error of all held windows, short of a constant, from their sums alone.
         error = float((solution * (held_gram @ solution)).sum() - 2 * (solution * held_cross).sum())
         if error < least:
-            best, least = Ridge(solution[:-1].T.float(), solution[-1].float(), penalty), error
+            best, least = Ridge(solution[:-1].T, solution[-1], penalty), error
     return best
 
 
-def _sums(windows: Windows, lookback: int, horizon: int) -> tuple[Tensor, Tensor, int]:
+def _sums(windows: Windows, lookback: int, horizon: int, bias: bool) -> tuple[Tensor, Tensor, int]:
     """Gram matrix (L + 1, L + 1) with a constant, cross products (L + 1, H), and the number of windows."""
     gram = torch.zeros(lookback + 1, lookback + 1, dtype=torch.float64)
     cross = torch.zeros(lookback + 1, horizon, dtype=torch.float64)
@@ -70,7 +80,7 @@ def _sums(windows: Windows, lookback: int, horizon: int) -> tuple[Tensor, Tensor
     for x_BL, y_BH, weight_B in windows:
         whole = ~y_BH.isnan().any(dim=1)
         root = weight_B[whole].double().sqrt()[:, None]
-        x = torch.cat([x_BL[whole].double(), torch.ones_like(root)], dim=1) * root
+        x = torch.cat([x_BL[whole].double(), torch.full_like(root, bias)], dim=1) * root
         gram += x.T @ x
         cross += x.T @ (y_BH[whole].double() * root)
         count += int(whole.sum())
@@ -81,5 +91,5 @@ def _solve(gram: Tensor, cross: Tensor, penalty: float) -> Tensor:
     """(L + 1, H) coefficients; the constant is not penalised."""
     scale = gram.diagonal()[:-1].mean().clamp(min=1e-12)
     diagonal = torch.full((len(gram),), penalty, dtype=torch.float64) * scale
-    diagonal[-1] = 1e-9 * scale
+    diagonal[-1] = 1e-12 * scale
     return torch.linalg.solve(gram + torch.diag(diagonal), cross)

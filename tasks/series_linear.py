@@ -1,7 +1,7 @@
 """Linear forecasts in closed form: ridge maps from a window to the horizon, and autoregressions.
 
-One map for all channels, fitted to every training window. At short lookback these are hard to beat, so they stand
-beside every model and may start its linear path.
+One map for all channels, fitted to every training window by :func:`seqkit.tasks.ridge.fit_ridge`. At short lookback
+these are hard to beat, so they stand beside every model.
 
 Shape letters: C channels, T steps of a series, W windows, L steps of lookback, H steps of horizon.
 
@@ -11,19 +11,20 @@ Revisiting Long-term Time Series Forecasting (RLinear).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from seqkit.errors import ShapeError
-from seqkit.tasks.series_metrics import mse
+from seqkit.tasks.ridge import PENALTIES, fit_ridge
 
 Kind = Literal["linear", "nlinear", "rlinear"]
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 BLOCK = 4096  # windows at a time: 33 MB for a lookback of 1,000
 
 
@@ -103,34 +104,22 @@ def fit_linear(
         penalties: Candidates; with one there is nothing to choose.
         validation_CT: Series whose windows choose, with L steps of context in front; needed for several penalties.
         stride: Steps between training windows.
-        bias: Whether to fit one; on a short series of its own it is a drift, and rarely a good one.
+        bias: Whether to fit one.
     """
-    gram, cross = np.zeros((lookback + 1, lookback + 1)), np.zeros((lookback + 1, horizon))
-    for x, y in windows(train_CT, lookback, horizon, stride):
-        anchored, anchor, scale = _anchored(x, kind)
-        design = np.concatenate([anchored, scale * bias], axis=1)
-        gram += design.T @ design
-        cross += design.T @ (y - anchor)
-    unit = gram.diagonal()[:-1].mean() or 1.0
-    maps = []
-    for penalty in penalties:
-        ridge = np.append(np.full(lookback, penalty * unit), 1e-12 * unit)  # the bias is free
-        solution = np.linalg.solve(gram + np.diag(ridge), cross).T
-        maps.append(LinearMap(solution[:, :-1], solution[:, -1], kind, penalty))
-    if len(maps) == 1:
-        return maps[0]
-    if validation_CT is None:
+    if len(penalties) > 1 and validation_CT is None:
         raise ShapeError("validation", expected="series to choose among several penalties", got="None")
-    return min(maps, key=lambda candidate: windowed_mse(candidate, validation_CT, lookback, horizon))
+    train = _normalised(windows(train_CT, lookback, horizon, stride), kind)
+    held_out = () if len(penalties) == 1 else _normalised(windows(validation_CT, lookback, horizon), kind)
+    ridge = fit_ridge(train, held_out, lookback, horizon, penalties=penalties, bias=bias)
+    return LinearMap(ridge.weight_HL.numpy(), ridge.bias_H.numpy(), kind, ridge.penalty)
 
 
-def windowed_mse(model: LinearMap, series_CT: ArrayLike, lookback: int, horizon: int) -> float:
-    """Mean squared error over all windows, steps and channels."""
-    total, count = 0.0, 0
-    for x, y in windows(series_CT, lookback, horizon):
-        total += float(mse(y, model.predict(x))) * y.size if y.size else 0.0
-        count += y.size
-    return total / count if count else float("nan")
+def _normalised(blocks: Iterable[tuple[NDArray, NDArray]], kind: Kind) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Windows on their own scale, with the weight that their squared error has."""
+    for x, y in blocks:
+        anchored, anchor, scale = _anchored(x, kind)
+        spread = np.where(scale > 0, scale, 1.0)
+        yield tuple(map(torch.from_numpy, (anchored / spread, (y - anchor) / spread, scale[:, 0] ** 2)))
 
 
 @dataclass(frozen=True)

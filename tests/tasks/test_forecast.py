@@ -136,7 +136,7 @@ def test_ridge_finds_a_linear_map():
     true, x, y = linear_windows()
     ridge = fit_ridge([(x, y, torch.ones(400))], [(x[:50], y[:50], torch.ones(50))], L, H)
     assert ridge.penalty < 1e-4
-    torch.testing.assert_close(ridge.weight_HL, true, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(ridge.weight_HL.float(), true, rtol=1e-2, atol=1e-3)
 
 
 def test_ridge_leaves_windows_with_missing_targets_out_and_minds_weights():
@@ -147,8 +147,8 @@ def test_ridge_leaves_windows_with_missing_targets_out_and_minds_weights():
     weighted = fit_ridge([(x, y, weight)], [], L, H)
     y[::2] = torch.nan
     masked = fit_ridge([(x, y, torch.ones(400))], [], L, H)
-    torch.testing.assert_close(weighted.weight_HL, true, rtol=1e-2, atol=1e-3)
-    torch.testing.assert_close(masked.weight_HL, true, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(weighted.weight_HL.float(), true, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(masked.weight_HL.float(), true, rtol=1e-2, atol=1e-3)
 
 
 def test_ridge_without_windows_is_the_naive_forecast():
@@ -170,7 +170,7 @@ def test_a_run_starts_at_the_linear_model():
     values = task.quantiles(batch, torch.tensor([0.5]))[:, 0, :, 0]
     x_last = x - x[:, -1:]
     ridge = fit_ridge([(x_last, y - x[:, -1:], torch.ones(600))], [], L, H)
-    expected = (x_last @ ridge.weight_HL.T + ridge.bias_H + x[:, -1:]).double() * 2 + 3
+    expected = (x_last.double() @ ridge.weight_HL.T + ridge.bias_H + x[:, -1:]) * 2 + 3
     assert (values - expected).abs().mean() < 0.2 * expected.std()
 
 

@@ -3,7 +3,8 @@ import pytest
 from sklearn.linear_model import LinearRegression, Ridge
 
 from seqkit.errors import ShapeError
-from seqkit.tasks.series_linear import fit_autoregression, fit_linear, windowed_mse, windows
+from seqkit.tasks.ridge import PENALTIES
+from seqkit.tasks.series_linear import fit_autoregression, fit_linear, windows
 
 
 def waves(channels=2, steps=400, seed=0):
@@ -49,11 +50,19 @@ def test_rlinear_weighs_windows_by_their_variance():
 
 def test_the_penalty_is_chosen_on_validation():
     series, held = waves(1, 60), waves(1, 200, seed=1)
+    x, y = stacked(held, 20, 5)
     chosen = fit_linear(series, 20, 5, validation_CT=held)
-    errors = {p: windowed_mse(fit_linear(series, 20, 5, penalties=[p]), held, 20, 5) for p in (1e-4, 1e-2, 1.0)}
-    assert windowed_mse(chosen, held, 20, 5) <= min(errors.values())
+    errors = {p: np.mean((fit_linear(series, 20, 5, penalties=[p]).predict(x) - y) ** 2) for p in PENALTIES}
+    assert chosen.penalty == min(errors, key=errors.get)
     with pytest.raises(ShapeError, match="validation"):
         fit_linear(series, 20, 5)
+
+
+def test_without_a_bias_a_window_at_rest_stays_where_it_is():
+    rising = np.arange(60.0) + waves(1, 60)
+    free, bound = (fit_linear(rising, 12, 5, penalties=[0.1], bias=bias) for bias in (True, False))
+    np.testing.assert_allclose(bound.predict(np.full((1, 12), 7.0)), 7)
+    assert (free.predict(np.full((1, 12), 7.0)) > 7.1).all()
 
 
 @pytest.mark.parametrize(("kind", "moves"), [("linear", False), ("nlinear", True), ("rlinear", True)])

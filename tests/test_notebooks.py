@@ -1,13 +1,36 @@
+import re
 from pathlib import Path
 
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def read(path):
+    return pytest.importorskip("nbformat").read(path, as_version=4)
+
+
+@each_notebook
 def test_notebook_runs(path, tmp_path):
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    notebook = nbformat.read(path, as_version=4)
+    notebook, nbclient = read(path), pytest.importorskip("nbclient")
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert all(cell.outputs or "assert" in cell.source for cell in notebook.cells if cell.cell_type == "code")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs or "assert" in cell.source for cell in code)
+    assert [output.text for cell in code for output in cell.outputs if output.get("name") == "stderr"] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@each_notebook
+def test_what_is_kept_is_small_and_says_nothing_about_the_machine(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 150_000
+    assert re.findall(r"(?:/work|/tmp|/home|/root|site-packages|Warning)\b", text) == []
+    code = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    assert all(cell.outputs or "assert" in cell.source for cell in code)
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+
+
+@each_notebook
+def test_readme_names_it(path):
+    assert f"`notebooks/{path.name}`" in (path.parents[1] / "README.md").read_text(encoding="utf-8")

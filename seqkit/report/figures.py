@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from seqkit.files import atomic
 
@@ -54,6 +58,25 @@ def save(figure: Figure, path: str | os.PathLike) -> list[Path]:
             figure.savefig(temporary, format=suffix[1:], dpi=DOTS_PER_INCH, metadata=metadata)
         written.append(target)
     return written
+
+
+def png(plot: Callable[..., list[Path]], *arguments, **options) -> bytes:
+    """A plot as PNG bytes, such as for ``IPython.display.Image`` in a notebook; no file stays.
+
+    It has at most 64 colours, which makes it a third as large and looks the same.
+
+    Args:
+        plot: Any function of this package whose first argument is the path to write to.
+        arguments: What follows the path.
+        options: Its keyword arguments.
+    """
+    with tempfile.TemporaryDirectory(prefix="seqkit-plot-") as folder:
+        file = plot(Path(folder) / "plot", *arguments, **options)[0]
+        with Image.open(file) as picture:
+            reduced = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    whole = io.BytesIO()
+    reduced.save(whole, format="png", optimize=True)
+    return whole.getvalue()
 
 
 def say(axes: Axes, text: str) -> None:

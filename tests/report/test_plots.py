@@ -1,7 +1,9 @@
+import io
 import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from seqkit.report import figures, ranking, reliability, training, variants
 
@@ -123,6 +125,16 @@ def test_text_lies_inside_the_figure_and_does_not_overlap(draw, tmp_path, drawn)
 def test_same_data_same_bytes(draw, tmp_path):
     first = [path.read_bytes() for path in draw(tmp_path / "a")]
     assert first == [path.read_bytes() for path in draw(tmp_path / "b")]
+
+
+def test_a_notebook_gets_the_picture_alone_and_small(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, _ = draw_reliability(tmp_path / "whole")
+    whole, small = file.read_bytes(), figures.png(draw_reliability)
+    assert len(small) < len(whole)
+    pictures = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), float) for data in (whole, small)]
+    assert np.abs(pictures[0] - pictures[1]).mean() < 1
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_ranking_names_each_method_with_its_area(tmp_path):

@@ -60,12 +60,12 @@ def follow(trained: TrainedForecast, config: PredictConfig, source: TextIO, out:
                 reason = " ".join(str(error).split())
                 print(f"seqkit predict: line {number} left out: {reason}", file=sys.stderr, flush=True)
                 continue
-            memories[panel.ids[0]] = memory
+            memories[panel.ids[0]], rows = memory, rows + 1  # before its forecast is seen: a stop may follow at once
             frame = forecast_rows(longer, quantiles, levels, level, name=OURS, horizon=horizon)
             frame.insert_column(2, pl.Series("cutoff", [memory.panel.ds[-1]] * frame.height))
             out.write(frame.write_csv(include_header=header))
             out.flush()
-            header, rows = False, rows + 1
+            header = False
             if rows % SAVED_EVERY == 0:
                 keep(state, memories, trained)
     except Stopped as stop:

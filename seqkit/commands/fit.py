@@ -15,6 +15,8 @@ TASKS = {
     "anomaly": "seqkit.commands.anomaly",
     "forecast": "seqkit.commands.forecast",
     "pretrain": "seqkit.commands.pretrain",
+    "series-classify": "seqkit.commands.series_label",
+    "series-regress": "seqkit.commands.series_label",
     "variant-effect": "seqkit.commands.variant_effect",
 }
 

@@ -34,7 +34,12 @@ from seqkit.files import sha256
 from seqkit.inference.score import progress_bar
 from seqkit.tasks.export import WEIGHTS
 
-OTHER_TASKS = {"anomaly": "seqkit.commands.anomaly", "forecast": "seqkit.commands.forecast_predict"}
+OTHER_TASKS = {
+    "anomaly": "seqkit.commands.anomaly",
+    "forecast": "seqkit.commands.forecast_predict",
+    "series-classify": "seqkit.commands.series_label_predict",
+    "series-regress": "seqkit.commands.series_label_predict",
+}
 CHUNK = 8192
 """Most records scored and written at once; fewer where windows are longer than 1,024 bases."""
 SCANNED = 100_000

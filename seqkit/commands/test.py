@@ -11,6 +11,8 @@ OTHER_TASKS = {
     "anomaly": "seqkit.commands.anomaly",
     "forecast": "seqkit.commands.forecast_predict",
     "pretrain": "seqkit.commands.pretrain_test",
+    "series-classify": "seqkit.commands.series_label_predict",
+    "series-regress": "seqkit.commands.series_label_predict",
 }
 FIRST_TASK = "seqkit.commands.variant_test"
 

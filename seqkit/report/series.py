@@ -70,6 +70,17 @@ def plot_horizon_error(path: str | os.PathLike, errors: Mapping[str, NDArray], *
         return save(figure, path)
 
 
+def plot_numbers(path: str | os.PathLike, truth: NDArray, predicted: NDArray) -> list[Path]:
+    """Predicted against true numbers, (S,) each; right is on the diagonal."""
+    with style():
+        figure, axes = new_figure(4.6, 4.4)
+        ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
+        axes.plot(ends, ends, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        axes.scatter(truth, predicted, color=COLOURS[0], s=12)
+        axes.set(xlabel="true", ylabel="predicted")
+        return save(figure, path)
+
+
 def plot_coverage(path: str | os.PathLike, levels: NDArray, below: Mapping[str, NDArray]) -> list[Path]:
     """Share of values below each quantile against its level, (Q,) for each method; right is on the diagonal."""
     with style():

@@ -88,7 +88,7 @@ def train_and_evaluate(config: ForecastConfig, folder: Path) -> dict[str, Any]:
     config = replace(config, data=data.config)
     write_manifest(folder, seed=config.seed, inputs={"table": data.config.table}, device=config.trainer.device)
     trained = train(config, data, folder)
-    measured = measure(trained, data, level=config.level)
+    measured = measure(trained, data, config=config)
     metrics = write_report(folder, config, data, trained, measured)
     TrainedForecast.of(trained.task, config, data).save(folder)
     return metrics

@@ -18,13 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from seqkit.backbones.series_heads import LEVELS
 from seqkit.commands.forecast_trained import TrainedForecast
 from seqkit.data.series import Panel
 from seqkit.data.series_chunks import ChunkReader
 from seqkit.data.series_tail import appended, joined, tail
 from seqkit.data.series_windows import ScaledPanel
 from seqkit.errors import InputError
+from seqkit.tasks.adaptive import Watch, watch_rows, widened
 from seqkit.tokenizers.numeric import NOTHING, Sums
+
+WATCHED = np.array(LEVELS)
+"""Levels at which the width of intervals is learnt; others take theirs in between."""
 
 
 class Carried(NamedTuple):
@@ -48,12 +53,14 @@ class Memory:
         before: By series, the sums of the rows before the panel's, for a running scaler.
         rows: By series, rows read since the beginning, those of the panel among them.
         carried: Where the backbone stands; None for a model that reads the lookback alone.
+        watch: Forecasts that intervals are compared by, where they adapt; at :data:`WATCHED`.
     """
 
     panel: Panel
     before: dict[str, Sums] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     carried: Carried | None = None
+    watch: Watch | None = None
 
 
 def remember(trained: TrainedForecast, panel: Panel, memory: Memory | None = None) -> Memory:
@@ -95,7 +102,32 @@ def remember(trained: TrainedForecast, panel: Panel, memory: Memory | None = Non
         dropped = panel.y[start : start + length - left]
         if len(dropped):
             before[name] = tuple(float(part[-1]) for part in trained.scaler.sums(dropped, before.get(name, NOTHING)))
-    return Memory(replace(short, notes=panel.notes), before, rows, carried)
+    behind = Memory(replace(short, notes=panel.notes), before, rows, carried)
+    if not trained.config.adapt:
+        return behind
+    new = [y[kept:] for y, kept in zip(np.split(panel.y, panel.offsets[1:-1]), kept_S, strict=True)]
+    return replace(behind, watch=watched(trained, behind, new, memory.watch))
+
+
+def watched(trained: TrainedForecast, memory: Memory, new: list[NDArray], watch: Watch | None) -> Watch:
+    """Compare new rows with the forecasts under way; where a horizon is over, the next forecast is from here.
+
+    Rows that come in one update behind the horizon under way are not compared: the cost stays that of one forecast.
+    """
+    count, horizon = len(memory.panel), trained.task.net.shape.horizon
+    width_SQ = np.zeros((count, len(WATCHED)))
+    pending_SHQ = np.full((count, horizon, len(WATCHED)), np.nan)
+    over_S = np.ones(count, dtype=bool)
+    seen_S = np.zeros(count, dtype=np.int64)
+    if watch is not None:
+        old = len(watch.seen_S)
+        watch = watch_rows(watch, new[:old], WATCHED, trained.config.adapt)
+        width_SQ[:old], pending_SHQ[:old], seen_S[:old] = watch
+        over_S[:old] = watch.seen_S >= horizon
+    if over_S.any():
+        fresh_SHQ = forecast_from(trained, replace(memory, watch=Watch(width_SQ, pending_SHQ, seen_S)), WATCHED)[1]
+        pending_SHQ[over_S], seen_S[over_S] = fresh_SHQ[over_S], 0
+    return Watch(width_SQ, pending_SHQ, seen_S)
 
 
 def only(memory: Memory, place: int) -> Memory:
@@ -105,7 +137,8 @@ def only(memory: Memory, place: int) -> Memory:
     if carried is not None:
         carried = Carried(carried.hidden_SD[place : place + 1], tree_map(lambda x: x[place : place + 1], carried.state))
     before = {name: memory.before[name]} if name in memory.before else {}
-    return Memory(memory.panel.take(np.array([place])), before, {name: memory.rows[name]}, carried)
+    watch = None if memory.watch is None else Watch(*(part[place : place + 1] for part in memory.watch))
+    return Memory(memory.panel.take(np.array([place])), before, {name: memory.rows[name]}, carried, watch)
 
 
 def merged(memories: list[Memory]) -> Memory:
@@ -117,7 +150,10 @@ def merged(memories: list[Memory]) -> Memory:
         states = [memory.carried.state for memory in memories]
         carried = Carried(hidden, tree_map(lambda *leaves: torch.cat(leaves), *states))
     before = {name: sums for memory in memories for name, sums in memory.before.items()}
-    return Memory(panel, before, {name: n for memory in memories for name, n in memory.rows.items()}, carried)
+    watch = None
+    if memories[0].watch is not None:
+        watch = Watch(*map(np.concatenate, zip(*(memory.watch for memory in memories), strict=True)))
+    return Memory(panel, before, {name: n for memory in memories for name, n in memory.rows.items()}, carried, watch)
 
 
 @torch.no_grad()
@@ -171,7 +207,11 @@ def forecast_from(
     """What comes behind everything remembered: the panel with the rows to come, and quantiles (S, H, Q)."""
     hidden = None if memory.carried is None else memory.carried.hidden_SD
     wanted = torch.from_numpy(levels)
-    return trained.forecast(memory.panel, wanted, future=future, before=memory.before, hidden=hidden)
+    longer, values = trained.forecast(memory.panel, wanted, future=future, before=memory.before, hidden=hidden)
+    if memory.watch is not None:
+        width_SQ = np.stack([np.interp(levels, WATCHED, width_Q) for width_Q in memory.watch.width_SQ])
+        values = widened(values, levels, width_SQ, trained.config.floor)
+    return longer, values
 
 
 def _require_all_channels(trained: TrainedForecast, new: Panel, known: Panel) -> None:

@@ -25,6 +25,7 @@ from seqkit.data.series import Panel
 from seqkit.data.series_frames import Roles
 from seqkit.errors import CheckpointError
 from seqkit.files import atomic
+from seqkit.tasks.adaptive import Watch
 
 FORMAT = "seqkit-forecast-memory"
 VERSION = 1
@@ -52,6 +53,8 @@ def save_memory(path: Path, memory: Memory, trained: TrainedForecast, **more: An
         tensors["hidden"] = memory.carried.hidden_SD.detach().cpu().contiguous()
         for key, leaf in tree_flatten_with_path(memory.carried.state)[0]:
             tensors[f"state{keystr(key)}"] = leaf.detach().cpu().contiguous().clone()
+    if memory.watch is not None:
+        tensors |= {f"watch.{name}": torch.from_numpy(part.copy()) for name, part in memory.watch._asdict().items()}
     header = {
         "version": VERSION,
         "model": fingerprint(trained),
@@ -91,7 +94,10 @@ def load_memory(path: Path, trained: TrainedForecast) -> tuple[Memory, dict[str,
         pl.DataFrame(header["exogenous"]), Roles(*header["roles"]),
     )  # fmt: skip
     before = {name: tuple(sums) for name, sums in header["before"].items()}
-    return Memory(panel, before, header["rows"], _carried(path, tensors, trained)), header
+    watch = None
+    if trained.config.adapt:
+        watch = Watch(*(tensors[f"watch.{name}"].numpy() for name in Watch._fields))
+    return Memory(panel, before, header["rows"], _carried(path, tensors, trained), watch), header
 
 
 def _carried(path: Path, tensors: dict[str, torch.Tensor], trained: TrainedForecast) -> Carried | None:

@@ -13,7 +13,7 @@ from seqkit.commands.arguments import parse
 from seqkit.commands.forecast_follow import follow
 from seqkit.commands.forecast_frames import forecast_rows, interval_levels
 from seqkit.commands.forecast_memory import forecast_from, remember
-from seqkit.commands.forecast_report import OURS, measure_task, print_summary, write_measured
+from seqkit.commands.forecast_report import OURS, adaptive, measure_task, print_summary, write_measured
 from seqkit.commands.forecast_trained import TrainedForecast
 from seqkit.commands.run_folder import open_run
 from seqkit.commands.trainer import torch_device
@@ -116,7 +116,7 @@ def test(argv: Sequence[str]) -> int:
     out = own["out"] or str(Path(config.ckpt) / "test")
     folder = open_run(out, "forecast", resolved, resume=False, overwrite=own["overwrite"])
     level = config.level or trained.config.level
-    measured = measure_task(trained.task, data, level=level)
+    measured = adaptive(measure_task(trained.task, data, level=level), trained.config)
     metrics = write_measured(folder, replace(trained.config, level=level), data, measured)
     print_summary(folder, metrics)
     return 0

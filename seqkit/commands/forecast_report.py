@@ -24,6 +24,7 @@ from seqkit.files import atomic, write_json, write_text
 from seqkit.report.series import Fan, plot_backtest, plot_coverage, plot_fans, plot_horizon_error
 from seqkit.report.table import Table, markdown, show
 from seqkit.report.training import plot_training
+from seqkit.tasks.adaptive import adapted
 from seqkit.tasks.forecast import ForecastTask, conformal_shift
 from seqkit.tasks.series_metrics import coverage, mae, mase, mse, pinball, seasonal_scale
 
@@ -59,13 +60,21 @@ class Measured(NamedTuple):
     season: int
 
 
-def measure(trained: Trained, data: SeriesData, *, level: tuple[float, ...]) -> Measured:
+def measure(trained: Trained, data: SeriesData, *, config: ForecastConfig) -> Measured:
     """Forecast the test windows with the model, the linear start and the seasonal naive method."""
-    measured = measure_task(trained.task, data, level=level)
+    measured = measure_task(trained.task, data, level=config.level)
     linear = forecast_windows(trained.linear, data, measured.levels_Q)
     seasonal = measured.quantiles.pop(SEASONAL)
     measured.quantiles.update({LINEAR: linear, SEASONAL: seasonal})
-    return measured
+    return adaptive(measured, config)
+
+
+def adaptive(measured: Measured, config: ForecastConfig) -> Measured:
+    """Every method's intervals as they follow their misses over the test windows, where the run adapts them."""
+    if not config.adapt:
+        return measured
+    at = (measured.y_WH, measured.levels_Q, measured.series_W, measured.cutoff_W, config.adapt, config.floor)
+    return measured._replace(quantiles={name: adapted(given, *at) for name, given in measured.quantiles.items()})
 
 
 def measure_task(task: ForecastTask, data: SeriesData, *, level: tuple[float, ...]) -> Measured:

@@ -210,6 +210,7 @@ class TrainedForecast:
             seed=described["seed"],
             level=tuple(described["level"]),
             nonnegative=described["nonnegative"],
+            adapt=described["adapt"],
             data=SeriesDataConfig(**described["data"]),
             model=BackboneConfig.from_dict(described["model"]),
             tokens=TokenConfig(**described["tokens"]),

@@ -23,7 +23,7 @@ from seqkit.commands.forecast_frames import forecast_rows, interval_columns, int
 from seqkit.commands.forecast_memory import Memory, forecast_from, remember
 from seqkit.commands.forecast_memory_file import load_memory, save_memory
 from seqkit.commands.forecast_model import TASK, ForecastConfig
-from seqkit.commands.forecast_report import forecast_windows, places
+from seqkit.commands.forecast_report import forecast_windows, places, targets
 from seqkit.commands.forecast_trained import TrainedForecast
 from seqkit.commands.trainer import torch_device
 from seqkit.data.series import load_panel
@@ -31,6 +31,7 @@ from seqkit.data.series_data import SeriesData, prepare
 from seqkit.data.series_frames import as_polars
 from seqkit.data.series_tail import rows_of
 from seqkit.errors import ConfigError
+from seqkit.tasks.adaptive import adapted
 
 MEMORY = "memory.safetensors"
 _LOUD = ("lightning", "lightning.pytorch", "lightning.fabric")
@@ -54,6 +55,8 @@ class Forecaster:
         past: Columns known up to the cutoff.
         static: Columns that are constant in a series.
         nonnegative: Whether forecasts below zero become zero.
+        adapt: How fast intervals follow their own misses: with every ``update``, and over the cutoffs of a cross
+            validation without refits; 0 leaves them as calibrated, 0.5 is a good rate.
         alias: Name of the forecast's columns.
         seed: Seed of weights, order and dropout.
         device: auto, cpu, cuda or cuda:N.
@@ -70,8 +73,9 @@ class Forecaster:
     def __init__(
         self, h: int, freq: str | int | None = None, *, lookback: int | None = None, id_col: str | None = None,
         time_col: str | None = None, target_col: str | None = None, future: Sequence[str] = (),
-        past: Sequence[str] = (), static: Sequence[str] = (), nonnegative: bool = False, alias: str = "seqkit",
-        seed: int = 0, device: str = "auto", verbose: bool = False, **settings: Mapping[str, Any],
+        past: Sequence[str] = (), static: Sequence[str] = (), nonnegative: bool = False, adapt: float = 0.0,
+        alias: str = "seqkit", seed: int = 0, device: str = "auto", verbose: bool = False,
+        **settings: Mapping[str, Any],
     ):  # fmt: skip
         named = {"id": id_col, "time": time_col, "target": target_col}
         data = {
@@ -83,7 +87,7 @@ class Forecaster:
         settings["data"] = data | dict(settings.get("data", {}))
         # Threads belong to the caller's process.
         settings["trainer"] = {"threads": 0, "device": device} | dict(settings.get("trainer", {}))
-        self.config = _config(settings | {"seed": seed, "nonnegative": nonnegative})
+        self.config = _config(settings | {"seed": seed, "nonnegative": nonnegative, "adapt": adapt})
         self.alias, self.verbose = alias, verbose
         self.trained: TrainedForecast | None = None
         self.memory: Memory | None = None
@@ -250,6 +254,9 @@ def backtest_rows(trained: TrainedForecast, data: SeriesData, level: Sequence[fl
     quantiles = forecast_windows(trained.task, data, levels)
     series_W, cutoff_W = places(data, windows)
     panel, horizon = data.panel, data.config.horizon
+    if trained.config.adapt:
+        at = (targets(data, windows), levels, series_W, cutoff_W)
+        quantiles = adapted(quantiles, *at, trained.config.adapt, trained.config.floor)
     rows = (cutoff_W[:, None] + np.arange(horizon)).reshape(-1)
     known = rows_of(panel)[rows]
     columns = {

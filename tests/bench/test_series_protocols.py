@@ -22,6 +22,10 @@ def test_taxi(shared_data):
     expected = {"naive": 6973, "seasonal naive 48": 3397, "seasonal naive 336": 2764, "mean of four weeks": 2798}
     expected |= {"nlinear ridge 336": 2149, "nlinear ridge 672": 2221}
     assert {name: round(rows["NAB taxi", name]["mae"]) for name in expected} == expected
+    adaptive = rows["NAB taxi", "nlinear ridge 336, adaptive"]
+    assert adaptive["mae"] == rows["NAB taxi", "nlinear ridge 336"]["mae"]
+    assert adaptive["coverage80"] == pytest.approx(0.8, abs=0.03)
+    assert adaptive["coverage95"] == pytest.approx(0.95, abs=0.03)
 
 
 def test_m4_hourly_by_the_organizers_rules(shared_data):

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 from utilsforecast.evaluation import evaluate
 from utilsforecast.losses import coverage, mae, scaled_crps
 from utilsforecast.plotting import plot_series
@@ -236,6 +237,24 @@ def test_late_rows_are_refused_and_nothing_is_lost(fitted, tmp_path):
     assert model.predict().equals(before)
 
 
+def test_intervals_follow_their_misses_from_update_to_update(fitted, tmp_path):
+    jump = LATER.with_columns(y=pl.when(pl.col("unique_id") == "a").then(pl.col("y") * 2).otherwise("y"))
+    at_once, one_by_one = (Forecaster(h=H, adapt=0.3, **SMALL).fit(FRAME) for _ in range(2))
+    plain = loaded(fitted, tmp_path / "plain")
+    day = jump.sort("ds").head(2 * H)
+    at_once.update(day)
+    for _, rows in day.group_by("ds", maintain_order=True):
+        one_by_one.update(rows)
+        one_by_one = loaded(one_by_one, tmp_path / "adapting")
+    plain.update(day)
+    wide, same, narrow = (m.predict(level=[80]) for m in (at_once, one_by_one, plain))
+    assert_frame_equal(wide, same)
+    spread = pl.col("seqkit-hi-80") - pl.col("seqkit")
+    ratio = (wide.select(spread) / narrow.select(spread)).to_series()
+    np.testing.assert_allclose(ratio[:H], np.exp(0.9), rtol=1e-6)
+    assert (ratio[H:] < np.exp(0.9)).all()
+
+
 def test_members_of_a_panel_come_and_stay_away(fitted, tmp_path):
     model = loaded(fitted, tmp_path)
     new = hourly(2, names=("c",), start="2024-01-20")
@@ -286,6 +305,8 @@ def test_known_future_rows_are_read_and_a_missing_one_is_named():
     (lambda m: m.predict(FRAME.with_columns(pl.col("ds").dt.epoch("s"))), "a frequency of whole numbers"),
     (lambda m: Forecaster(h=3).predict(), "Call fit"),
     (lambda m: Forecaster(h=3, model={"layot": "mamba2"}), r"layout"),
+    (lambda m: Forecaster(h=3, adapt=-1), "a rate of 0 or more"),
+    (lambda m: Forecaster(h=3, adapt=1, future=["promo"]), "adapt: expected regular series without known-future"),
     (lambda m: m.predict(["no frame"]), "a polars or pandas frame"),
 ])  # fmt: skip
 def test_what_cannot_work_is_said(act, message, fitted):

@@ -6,6 +6,7 @@ The part from row 8,256 on holds two labelled windows, so errors there are partl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from seqkit.bench.series import files
 from seqkit.bench.series.rows import LEVELS, Row, distribution_metrics, timed
 from seqkit.tasks import series_metrics as metrics
+from seqkit.tasks.adaptive import adapted
 from seqkit.tasks.series_baselines import (
     conformal_quantiles,
     naive,
@@ -26,6 +28,8 @@ from seqkit.tasks.series_linear import fit_linear, windows
 FILES = ("nyc_taxi.csv", files.WINDOWS)
 HORIZON, DAY, WEEK = 48, 48, 336
 VALIDATION, TEST = 6_600, 8_256
+RATES = {"": 0.0, ", adaptive": 0.5}
+"""How fast intervals follow their misses."""
 
 
 class Origins(NamedTuple):
@@ -60,9 +64,15 @@ def scored(origins: Origins, forecast: NDArray, quantiles: NDArray | None = None
     return found if quantiles is None else found | distribution_metrics(y, quantiles)
 
 
-def seasonal(origins: Origins, season: int) -> dict[str, float]:
+def adaptive(origins: Origins, quantiles: NDArray, rate: float) -> NDArray:
+    """Intervals that follow their misses from origin to origin; a rate of 0 leaves them."""
+    number = np.arange(len(quantiles))
+    return adapted(quantiles, origins.future, np.array(LEVELS), 0 * number, HORIZON * number, rate)
+
+
+def seasonal(origins: Origins, season: int, rate: float) -> dict[str, float]:
     """What was seen a season ago, with the quantiles of such errors."""
-    quantiles = origins.each(seasonal_naive_quantiles, season, LEVELS)
+    quantiles = adaptive(origins, origins.each(seasonal_naive_quantiles, season, LEVELS), rate)
     return scored(origins, origins.each(seasonal_naive, season), quantiles)
 
 
@@ -71,22 +81,23 @@ def four_weeks(past: NDArray, horizon: int) -> NDArray:
     return np.stack([past[:, past.shape[1] - k * WEEK :][:, :horizon] for k in (1, 2, 3, 4)]).mean(0)
 
 
-def ridge(y: NDArray, origins: Origins, lookback: int) -> dict[str, float]:
+def ridge(y: NDArray, origins: Origins, lookback: int, rate: float) -> dict[str, float]:
     """NLinear ridge fitted before the test part, conformal by the windows that chose its penalty."""
     first = fit_linear(y[:VALIDATION], lookback, HORIZON, validation_CT=y[VALIDATION - lookback : TEST])
     model = fit_linear(y[:TEST], lookback, HORIZON, penalties=[first.penalty])
     blocks = list(windows(y[VALIDATION - lookback : TEST], lookback, HORIZON))
     residuals = np.concatenate([truth - first.predict(x) for x, truth in blocks])
     forecast = model.predict(np.stack([past[-lookback:] for past in origins.past]))
-    return scored(origins, forecast, forecast[..., None] + conformal_quantiles(residuals, LEVELS))
+    quantiles = forecast[..., None] + conformal_quantiles(residuals, LEVELS)
+    return scored(origins, forecast, adaptive(origins, quantiles, rate))
 
 
 def baselines(folder: Path) -> Iterator[Row]:
-    """Naive, daily, weekly, mean of four weeks, and ridge at one and two weeks."""
+    """Naive, daily, weekly, mean of four weeks, and ridge at one and two weeks; intervals fixed and adaptive."""
     y, origins = load(folder)
     yield timed("NAB taxi", "naive", lambda: scored(origins, origins.each(naive)))
-    for season in (DAY, WEEK):
-        yield timed("NAB taxi", f"seasonal naive {season}", seasonal, origins, season)
+    for season, (kind, rate) in product((DAY, WEEK), RATES.items()):
+        yield timed("NAB taxi", f"seasonal naive {season}{kind}", seasonal, origins, season, rate)
     yield timed("NAB taxi", "mean of four weeks", lambda: scored(origins, origins.each(four_weeks)))
-    for lookback in (WEEK, 2 * WEEK):
-        yield timed("NAB taxi", f"nlinear ridge {lookback}", ridge, y, origins, lookback)
+    for lookback, (kind, rate) in product((WEEK, 2 * WEEK), RATES.items()):
+        yield timed("NAB taxi", f"nlinear ridge {lookback}{kind}", ridge, y, origins, lookback, rate)

@@ -28,6 +28,12 @@ def test_windows_by_hand():
     assert last.batch(torch.arange(2))["target"].flatten().tolist() == [4, 13]
 
 
+def test_stretches_follow_each_other_in_every_series():
+    parts = WindowSet([np.arange(7.0), np.arange(10.0, 15.0)], 1, 1).stretches(2)
+    firsts = [part.batch(torch.arange(len(part)))["z"].flatten().tolist() for part in parts]
+    assert firsts == [[0, 1, 2, 10, 11], [3, 4, 5, 12, 13]]
+
+
 def test_training_starts_at_the_ridge_and_never_ends_behind_it():
     training, validation = (WindowSet(waves(4, 120, seed), 16, 4) for seed in (0, 1))
     start = make(SMALL, training)

@@ -38,6 +38,7 @@ class Settings:
         patience: Epochs without a better validation loss before training stops.
         batch: Windows of a step.
         windows: Training windows of an epoch, drawn without replacement; None for all.
+        blocks: Stretches of the validation windows, in time; in none may a kept epoch be behind the start.
     """
 
     model: BackboneConfig
@@ -48,6 +49,7 @@ class Settings:
     patience: int = 3
     batch: int = 256
     windows: int | None = None
+    blocks: int = 1
 
 
 class WindowSet:
@@ -102,6 +104,17 @@ class WindowSet:
             setattr(moved, name, getattr(self, name).to(device))
         return moved
 
+    def stretches(self, count: int) -> list[WindowSet]:
+        """The windows of each series cut into so many parts of equal length, one after the other in time."""
+        if count == 1:
+            return [self]
+        owners, sizes = self.owner_W.unique_consecutive(return_counts=True)
+        place = torch.cat([torch.arange(int(size)) * count // int(size) for size in sizes]).to(owners.device)
+        parts = [copy.copy(self) for _ in range(count)]
+        for number, part in enumerate(parts):
+            part.starts_W, part.owner_W = self.starts_W[place == number], self.owner_W[place == number]
+        return parts
+
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """A batch as :class:`SeriesNet` reads it."""
         steps = torch.arange(self.lookback + self.horizon, device=rows.device)
@@ -122,7 +135,9 @@ class WindowSet:
 
 
 def train(settings: Settings, training: WindowSet, validation: WindowSet, seed: int, device: str) -> ForecastTask:
-    """Train one model; returns it with the weights of its best epoch, calibrated on the validation windows.
+    """Train one model; returns it with the weights of its best epoch.
+
+    Heads with a spread are calibrated on the validation windows.
 
     Args:
         settings: The model and how to train it.
@@ -137,7 +152,8 @@ def train(settings: Settings, training: WindowSet, validation: WindowSet, seed: 
         task.start(lambda: training.batches(1024), lambda: validation.batches(1024))
         task.to(device)
         _descend(task, settings, training.to(device), validation.to(device), seed)
-        task.calibrate(validation.to(device).batches(1024))
+        if settings.net.head != "point":
+            task.calibrate(validation.to(device).batches(1024))
     return task
 
 
@@ -158,7 +174,9 @@ def _descend(task: ForecastTask, settings: Settings, training: WindowSet, valida
     warmup = max(1, round(optim.warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, steps))
     order = torch.Generator().manual_seed(seed)
-    best, least, waited = copy.deepcopy(task.net.state_dict()), held_out_loss(task, validation), 0
+    stretches = validation.stretches(settings.blocks)
+    start = np.array([held_out_loss(task, stretch) for stretch in stretches])
+    best, least, waited = copy.deepcopy(task.net.state_dict()), start.mean(), 0
     for _ in range(settings.epochs):
         task.train()
         rows = torch.randperm(len(training), generator=order)[:count].to(training.starts_W.device)
@@ -169,9 +187,9 @@ def _descend(task: ForecastTask, settings: Settings, training: WindowSet, valida
             torch.nn.utils.clip_grad_norm_(task.net.parameters(), optim.clip_norm)
             optimizer.step()
             schedule.step()
-        loss = held_out_loss(task, validation)
-        if loss < least:
-            best, least, waited = copy.deepcopy(task.net.state_dict()), loss, 0
+        losses = np.array([held_out_loss(task, stretch) for stretch in stretches])
+        if losses.mean() < least and (losses <= start).all():
+            best, least, waited = copy.deepcopy(task.net.state_dict()), losses.mean(), 0
         else:
             waited += 1
         if waited >= settings.patience:
@@ -203,6 +221,14 @@ def forecast(tasks: Sequence[ForecastTask], windows: WindowSet, levels: ArrayLik
         total = total + np.concatenate([_quantiles(task, batch, at) for batch in moved.batches(1024)])
     mean = total / len(tasks)
     return mean[..., : len(FINE)].mean(-1), mean[..., len(FINE)], mean[..., len(FINE) + 1 :]
+
+
+@torch.no_grad()
+def points(task: ForecastTask, windows: WindowSet) -> NDArray:
+    """Forecasts (W, H) float32 of a point head in scaled units."""
+    forecasts = [task.net(batch) for batch in windows.to(str(task.levels.device)).batches(1024)]
+    scaled = [(f.centre_BCH + f.raw_BCHK[..., 0]) * f.spread_BC1 + f.shift_BC1 for f in forecasts]
+    return torch.cat(scaled)[:, 0].cpu().numpy()
 
 
 def _quantiles(task: ForecastTask, batch: Mapping[str, Tensor], levels: Tensor) -> NDArray:

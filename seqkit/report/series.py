@@ -53,7 +53,7 @@ def plot_fans(path: str | os.PathLike, fans: Sequence[Fan]) -> list[Path]:
             panel.set_title(fan.title, loc="left")
             panel.grid(**_GRID)
             _few_dates(panel)
-        axes[0, 0].legend(ncols=5, loc="upper left", fontsize=8)
+        _legend_below(figure, axes[0, 0])
         return save(figure, path)
 
 
@@ -107,7 +107,7 @@ def plot_backtest(
             axes.axvline(fan.x[0], color=MUTED, linewidth=0.4)
         axes.set_title(title, loc="left")
         axes.grid(**_GRID)
-        axes.legend(ncols=4, loc="upper left", fontsize=8)
+        _legend_below(figure, axes)
         _few_dates(axes)
         return save(figure, path)
 
@@ -117,6 +117,11 @@ def _shade(axes, x: NDArray, intervals: Mapping[float, tuple[NDArray, NDArray]],
         low, high = intervals[level]
         name = f"{level:g} %" if label else None
         axes.fill_between(x, low, high, color=COLOURS[0], alpha=0.18 + 0.1 * place, linewidth=0, label=name)
+
+
+def _legend_below(figure, axes) -> None:
+    # Curves and fans fill their panels; inside, the names would lie on them.
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=5, fontsize=8)
 
 
 def _few_dates(axes) -> None:

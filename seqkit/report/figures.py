@@ -20,6 +20,8 @@ from seqkit.files import atomic
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 NEGATIVE, POSITIVE, MUTED = "#0072B2", "#D55E00", "#666666"
 DOTS_PER_INCH = 150
+_PAGE_WIDTH = 1000
+"""Pixels across a picture for a notebook, at most."""
 
 _STYLE = {
     "font.size": 10,
@@ -63,7 +65,7 @@ def save(figure: Figure, path: str | os.PathLike) -> list[Path]:
 def png(plot: Callable[..., list[Path]], *arguments, **options) -> bytes:
     """A plot as PNG bytes, such as for ``IPython.display.Image`` in a notebook; no file stays.
 
-    It has at most 64 colours, which makes it a third as large and looks the same.
+    It has at most 64 colours and 1,000 pixels across, which makes it a third as large and looks the same on a page.
 
     Args:
         plot: Any function of this package whose first argument is the path to write to.
@@ -73,7 +75,9 @@ def png(plot: Callable[..., list[Path]], *arguments, **options) -> bytes:
     with tempfile.TemporaryDirectory(prefix="seqkit-plot-") as folder:
         file = plot(Path(folder) / "plot", *arguments, **options)[0]
         with Image.open(file) as picture:
-            reduced = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+            across = min(picture.width, _PAGE_WIDTH)
+            resized = picture.convert("RGB").resize((across, round(picture.height * across / picture.width)))
+    reduced = resized.quantize(64, dither=Image.Dither.NONE)
     whole = io.BytesIO()
     reduced.save(whole, format="png", optimize=True)
     return whole.getvalue()

@@ -14,6 +14,7 @@ from seqkit.errors import ConfigError
 TASKS = {
     "anomaly": "seqkit.commands.anomaly",
     "forecast": "seqkit.commands.forecast",
+    "impute": "seqkit.commands.impute",
     "pretrain": "seqkit.commands.pretrain",
     "series-classify": "seqkit.commands.series_label",
     "series-regress": "seqkit.commands.series_label",

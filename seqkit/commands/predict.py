@@ -37,6 +37,7 @@ from seqkit.tasks.export import WEIGHTS
 OTHER_TASKS = {
     "anomaly": "seqkit.commands.anomaly",
     "forecast": "seqkit.commands.forecast_predict",
+    "impute": "seqkit.commands.impute",
     "series-classify": "seqkit.commands.series_label_predict",
     "series-regress": "seqkit.commands.series_label_predict",
 }

@@ -10,6 +10,7 @@ from seqkit.commands.dispatch import task_command
 OTHER_TASKS = {
     "anomaly": "seqkit.commands.anomaly",
     "forecast": "seqkit.commands.forecast_predict",
+    "impute": "seqkit.commands.impute",
     "pretrain": "seqkit.commands.pretrain_test",
     "series-classify": "seqkit.commands.series_label_predict",
     "series-regress": "seqkit.commands.series_label_predict",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from seqkit.backbones import BackboneConfig
 from seqkit.bench.series import files
+from seqkit.bench.series.mixture import mixture
 from seqkit.bench.series.rows import LEVELS, Row, distribution_metrics, timed
 from seqkit.bench.series.train import Settings, WindowSet, forecast, train
 from seqkit.tasks import series_metrics as metrics
@@ -111,13 +112,20 @@ def each_series(
     return all_metrics(panel, np.stack(forecasts), np.stack(quantiles))
 
 
+def mixed(panel: Panel, group: Group) -> dict[str, float]:
+    """Point metrics of the mixture of closed forms; it has no distribution."""
+    sizes = (group.horizon, group.season, group.lookback)
+    return point_metrics(panel, np.stack([mixture(history, *sizes).forecast_H for history in panel.histories]))
+
+
 def baselines(folder: Path) -> Iterator[Row]:
-    """Seasonal naive with its residual quantiles, Naive2, and the lag ridge with conformal quantiles."""
+    """Seasonal naive with its residual quantiles, Naive2, the lag ridge with conformal quantiles, and the mixture."""
     for name, group in GROUPS.items():
         panel = load(folder, name)
         yield timed(f"M4 {name}", "Naive2", point_metrics, panel, panel.naive2)
         yield timed(f"M4 {name}", "seasonal naive", each_series, panel, group, seasonal)
         yield timed(f"M4 {name}", "lag ridge", each_series, panel, group, lag_ridge)
+        yield timed(f"M4 {name}", "mixture of closed forms", mixed, panel, group)
 
 
 def settings(name: str) -> Settings:

@@ -22,6 +22,8 @@ STRENGTH = 128.0
 """Weight of the next shorter context, as a number of observations."""
 
 _POSITIONS_AT_ONCE = 1 << 22
+_ONE = np.uint32(1)  # of the counts' type: numpy then adds without a cast for each element, fifteen times as fast
+_SWAPS = ((2, 0x3333_3333_3333_3333), (4, 0x0F0F_0F0F_0F0F_0F0F))  # neighbouring digits, then pairs of them
 
 
 class MarkovModel:
@@ -49,9 +51,9 @@ class MarkovModel:
         for ids_L in pieces:
             for low in range(0, len(ids_L), _POSITIONS_AT_ONCE):
                 codes_M, _ = kmer_codes(ids_L[max(0, low - self.order) : low + _POSITIONS_AT_ONCE], width)
-                np.add.at(counts, codes_M, 1)
+                np.add.at(counts, codes_M, _ONE)
                 if self.both_strands:
-                    np.add.at(counts, complement_codes(codes_M, width), 1)
+                    np.add.at(counts, complement_codes(codes_M, width), _ONE)
         self._counts = [counts]
         for _ in range(self.order):
             self._counts.insert(0, self._counts[0].reshape(4, -1).sum(0, dtype=np.uint32))
@@ -128,11 +130,10 @@ def kmer_codes(ids_L: NDArray[np.uint8], width: int) -> tuple[NDArray[np.int64],
 
 def complement_codes(codes_M: NDArray[np.int64], width: int) -> NDArray[np.int64]:
     """Codes of the reverse complements of k-mers of ``width`` bases: digits reversed, A and T, C and G exchanged."""
-    left_M, found_M = codes_M.copy(), np.zeros_like(codes_M)
-    for _ in range(width):
-        found_M = 4 * found_M + (3 - left_M % 4)
-        left_M //= 4
-    return found_M
+    turned_M = ~codes_M
+    for bits, mask in _SWAPS:
+        turned_M = ((turned_M >> bits) & mask) | ((turned_M & mask) << bits)
+    return (turned_M.byteswap() >> (64 - 2 * width)) & (4**width - 1)
 
 
 def _is_base(ids_L: NDArray[np.uint8]) -> NDArray[np.bool_]:

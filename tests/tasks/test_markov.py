@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqkit.errors import ConfigError
-from seqkit.tasks.markov import MarkovModel, kmer_codes, scored
+from seqkit.tasks.markov import MarkovModel, complement_codes, kmer_codes, scored
 from seqkit.tokenizers import DNATokenizer
 
 encode = DNATokenizer().encode
@@ -45,6 +45,15 @@ def test_kmers_are_those_of_a_plain_loop(text, width):
         if "N" not in text[i : i + width]
     ]
     assert list(zip(last.tolist(), codes.tolist(), strict=True)) == found
+
+
+@settings(max_examples=30, deadline=None)
+@given(kmers=st.integers(1, 16).flatmap(lambda k: st.lists(st.text("ACGT", min_size=k, max_size=k), min_size=1)))
+def test_complements_are_those_of_the_letters(kmers):
+    width, number = len(kmers[0]), str.maketrans("ACGT", "0123")
+    codes = np.array([int(kmer.translate(number), 4) for kmer in kmers])
+    others = [int(kmer[::-1].translate(str.maketrans("ACGT", "3210")), 4) for kmer in kmers]
+    assert complement_codes(codes, width).tolist() == others
 
 
 @settings(max_examples=30, deadline=None)

@@ -13,13 +13,14 @@ from seqkit.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class StagesConfig:
-    """Lengths of the training windows over a run; every step has the same number of tokens.
+    """Lengths of the training windows over a run; steps have the same number of tokens as far as one window allows.
 
     Attributes:
         length: Final length of a window, in bases.
         ramp: Lengths before it, each below ``length``; larger ones are left out.
         ramp_share: Share of the run spent below the final length, in equal parts; 0 starts at the final length.
-        tokens_per_step: Tokens of an optimiser step; the final length where that is more. A multiple of every length.
+        tokens_per_step: Tokens of an optimiser step, a multiple of every length up to it; a longer window is a step by
+            itself.
         tokens_at_once: Tokens of one pass; a step of more accumulates gradients over several. A window is never cut.
     """
 
@@ -38,10 +39,10 @@ class StagesConfig:
         if sorted(set(self.ramp)) != list(self.ramp) or min(self.ramp, default=1) < 1:
             raise ConfigError("stages.ramp", expected="lengths in ascending order", got=str(list(self.ramp)))
         for length in self.lengths:
-            if self.step_tokens % length:
+            if self.step_tokens(length) % length:
                 raise ConfigError(
-                    "stages.tokens_per_step", expected=f"a multiple of every length ({length:,} is one)",
-                    got=f"{self.step_tokens:,}", remedy="Set stages.ramp or stages.tokens_per_step to fit.",
+                    "stages.tokens_per_step", expected=f"a multiple of every length up to it ({length:,} is one)",
+                    got=f"{self.tokens_per_step:,}", remedy="Set stages.ramp or stages.tokens_per_step to fit.",
                 )  # fmt: skip
 
     @property
@@ -50,10 +51,9 @@ class StagesConfig:
         before = tuple(n for n in self.ramp if n < self.length) if self.ramp_share else ()
         return (*before, self.length)
 
-    @property
-    def step_tokens(self) -> int:
-        """Tokens of an optimiser step."""
-        return max(self.tokens_per_step, self.length)
+    def step_tokens(self, length: int) -> int:
+        """Tokens of an optimiser step over windows of one length."""
+        return max(self.tokens_per_step, length)
 
     def length_at(self, progress: float) -> int:
         """Length of the windows when a share ``progress`` of the run is over."""
@@ -65,7 +65,8 @@ class StagesConfig:
 class StagedBatches:
     """An endless stream of training batches that starts at any step.
 
-    The windows of a step are numbered by the tokens before it, so they depend on (seed, step, length) alone.
+    The windows of a step are numbered as if all steps before it had been of its kind, so they depend on (seed, step,
+    length) alone.
 
     Args:
         stages: Lengths and tokens.
@@ -91,6 +92,6 @@ class StagedBatches:
         step = self.first_step()
         while True:
             length = self.stages.length_at(self.progress(step))
-            count = self.stages.step_tokens // length
+            count = self.stages.step_tokens(length) // length
             yield self._windows[length].take(step * count, count)
             step += 1

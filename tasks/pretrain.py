@@ -31,6 +31,7 @@ class PretrainTask(SequenceTask):
 
     Attributes:
         last_loss: Loss of the last step, in nats an answer.
+        tokens: Tokens read so far.
 
     Raises:
         ConfigError: A causal objective for a backbone that sees both sides.
@@ -56,7 +57,7 @@ class PretrainTask(SequenceTask):
                 remedy="A causal backbone would tell hidden bases from their left alone; use objective.name causal.",
             )  # fmt: skip
         self.objective, self.budget, self.tokens_at_once = objective, budget, tokens_at_once
-        self.last_loss = torch.zeros(())
+        self.last_loss, self.tokens = torch.zeros(()), 0
 
     def lr_factor(self) -> Callable[[int], float]:
         """Share of the peak rate at a step, by the share of the budget that is used."""
@@ -78,7 +79,7 @@ class PretrainTask(SequenceTask):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        self.last_loss = loss
+        self.last_loss, self.tokens = loss, self.tokens + question.input_BL.numel() * ranks
 
     def ask(self, ids: Tensor, soft: Tensor | None, seed: int) -> Question:
         """The question of a batch; see :func:`seqkit.tasks.objectives.ask`."""
@@ -92,9 +93,10 @@ class PretrainTask(SequenceTask):
         )[0]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Store how much time is used."""
-        checkpoint["seconds"] = self.budget.seconds
+        """Store how much is used."""
+        checkpoint["seconds"], checkpoint["tokens"] = self.budget.seconds, self.tokens
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Go on with the time that is left."""
         self.budget.start(checkpoint["seconds"])
+        self.tokens = checkpoint["tokens"]

@@ -153,7 +153,7 @@ def time_alone(argv: Sequence[str]) -> list[str]:
 def largest_step(config: PretrainConfig) -> Workload:
     """The pass that takes most memory: windows of the final length, as many as go at once."""
     length = config.stages.length
-    batch = max(1, min(config.stages.tokens_at_once, config.stages.step_tokens) // length)
+    batch = max(1, min(config.stages.tokens_at_once, config.stages.step_tokens(length)) // length)
     return Workload(model=config.model, length=length, batch=batch, precision=config.trainer.precision)
 
 
@@ -188,11 +188,11 @@ def train_and_evaluate(config: PretrainConfig, data: GenomeData, task: PretrainT
     trainer.fit(task, batches, ckpt_path=last_checkpoint(folder), weights_only=True)
     with atomic(folder / CHECKPOINTS / LAST) as temporary:
         trainer.save_checkpoint(temporary)
-    training = {"steps": trainer.global_step, "tokens": trainer.global_step * config.stages.step_tokens,
-                "seconds": round(task.budget.seconds, 1)}  # fmt: skip
+    seconds = round(task.budget.seconds, 1)
+    training = {"steps": trainer.global_step, "tokens": task.tokens, "seconds": seconds}
     metrics = evaluate(
-        task, data, folder, length=config.stages.length, precision=config.trainer.precision, seed=config.seed,
-        training=training, counted=data,
+        task, data, folder, lengths=config.stages.lengths[::-1], precision=config.trainer.precision,
+        seed=config.seed, training=training, counted=data,
     )  # fmt: skip
     save_model(folder, task.net, describe(config, data))
     return metrics
@@ -212,9 +212,8 @@ def make_trainer(config: PretrainConfig, data: GenomeData, task: PretrainTask, f
             return mean_bits(each_span(data.genome, sample, measure, None))
 
     curve = LearningCurve(
-        folder / HISTORY, budget=task.budget, points=config.trainer.curve_points,
-        step_tokens=config.stages.step_tokens, measure=held_out_bits,
-    )  # fmt: skip
+        folder / HISTORY, budget=task.budget, points=config.trainer.curve_points, measure=held_out_bits
+    )
     checkpoints = ModelCheckpoint(
         dirpath=folder / CHECKPOINTS,
         filename=Path(LAST).stem,

@@ -24,13 +24,12 @@ class LearningCurve(Callback):
             ``length``, ``learning_rate``, ``train_bits`` (mean loss since the row before) and ``held_out_bits``.
         budget: Of the run.
         points: Number of rows.
-        step_tokens: Tokens of a step.
         measure: Held-out bits of the model as it is.
     """
 
-    def __init__(self, path: Path, *, budget: Budget, points: int, step_tokens: int, measure: Callable[[], float]):
+    def __init__(self, path: Path, *, budget: Budget, points: int, measure: Callable[[], float]):
         self.path, self.budget, self.points = path, budget, points
-        self.step_tokens, self.measure = step_tokens, measure
+        self.measure = measure
         self.rows: list[dict[str, float]] = []
         self._point, self._steps, self._loss = 0, 0, torch.zeros(())
 
@@ -56,7 +55,7 @@ class LearningCurve(Callback):
         self.rows.append(
             {
                 "step": trainer.global_step,
-                "tokens": trainer.global_step * self.step_tokens,
+                "tokens": pl_module.tokens,
                 "seconds": round(self.budget.seconds, 3),
                 "length": bases - pl_module.objective.is_causal,
                 "learning_rate": pl_module.optimizers().param_groups[0]["lr"],

@@ -5,7 +5,7 @@ Legend: L held-out bases, laid end to end; K blocks of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def evaluate(
     data: GenomeData,
     folder: Path,
     *,
-    length: int,
+    lengths: Sequence[int],
     precision: str,
     seed: int,
     training: Mapping[str, Any],
@@ -49,7 +49,7 @@ def evaluate(
         task: The model.
         data: Genome and its parts.
         folder: Run folder.
-        length: Bases of a window.
+        lengths: Bases of a window; a causal model is read in windows of each, and the first is what is compared.
         precision: Of training, as Lightning names it.
         seed: Of the resamples behind the intervals.
         training: What the run took, for the record.
@@ -58,7 +58,7 @@ def evaluate(
     Returns:
         The contents of ``metrics.json``.
     """
-    bits = model_bits(task, data, length, precision)
+    bits = model_bits(task, data, lengths, precision)
     if counted is not None:
         pieces = (counted.genome.ids(*span) for span in counted.split.train)
         bits |= (
@@ -74,7 +74,7 @@ def evaluate(
         "split": data.split.description,
         "bases": {**data.split.bases, "scored": int(scored_L.sum())},
         "parameters": sum(p.numel() for p in task.net.parameters()),
-        "length": length,
+        "length": lengths[0],
         "training": dict(training),
         "results": compare(bits, seed=seed),
     }
@@ -82,17 +82,18 @@ def evaluate(
     return metrics
 
 
-def model_bits(task: PretrainTask, data: GenomeData, length: int, precision: str) -> dict[str, NDArray]:
+def model_bits(task: PretrainTask, data: GenomeData, lengths: Sequence[int], precision: str) -> dict[str, NDArray]:
     """Bits (L,) of each way to read the held-out part, NaN where nothing is scored.
 
     A causal model reads windows that overlap by half, each base seeing between half a window and a whole one, and, if
-    its state does not grow, the whole of each stretch. A masked model reads windows that do not overlap.
+    its state does not grow, the whole of each stretch. A masked model reads windows of the first length that do not
+    overlap.
     """
     ways = {}
     if not task.objective.is_causal:
-        ways[f"seqkit, windows of {length:,}"] = hidden_bits(task, length)
+        ways[f"seqkit, windows of {lengths[0]:,}"] = hidden_bits(task, lengths[0])
     else:
-        ways[f"seqkit, windows of {length:,}"] = window_bits(task, length, length // 2)
+        ways |= {f"seqkit, windows of {length:,}": window_bits(task, length, length // 2) for length in lengths}
         if "attention" not in task.net.backbone.config.blocks:
             ways["seqkit, state carried throughout"] = carried_bits(task)
     with as_trained(task, precision):

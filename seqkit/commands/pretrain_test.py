@@ -60,7 +60,7 @@ def test(argv: Sequence[str]) -> int:
     folder = open_run(own["out"] or str(Path(config.ckpt) / "test"), TASK, resolved, resume=False,
                       overwrite=own["overwrite"])  # fmt: skip
     metrics = evaluate(
-        task, measured(config.data, trained_on), folder, length=config.length or description["length"],
+        task, measured(config.data, trained_on), folder, lengths=(config.length or description["length"],),
         precision=config.precision or description["precision"], seed=0, training={}, counted=trained_on,
     )  # fmt: skip
     print_summary(folder, metrics)

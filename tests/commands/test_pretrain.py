@@ -65,8 +65,8 @@ def test_run_folder_is_complete(run):
 def test_figures_stand_beside_the_simple_models(run):
     found = results(run)
     assert list(found) == [
-        "seqkit, windows of 64", "seqkit, state carried throughout", "Markov, orders 0 to 12 mixed",
-        "Markov, order 12", "Markov, order 2", "uniform",
+        "seqkit, windows of 64", "seqkit, windows of 32", "seqkit, state carried throughout",
+        "Markov, orders 0 to 12 mixed", "Markov, order 12", "Markov, order 2", "uniform",
     ]  # fmt: skip
     assert found["uniform"]["value"] == 2
     assert found["Markov, orders 0 to 12 mixed"]["value"] < 0.2
@@ -174,7 +174,8 @@ def test_what_cannot_be_leaves_no_folder(fasta, tmp_path, capsys, changes, code,
 
 def test_test_repeats_the_figures_of_the_run(run, capsys):
     assert cli.main(["test", "--ckpt", str(run), "--device", "cpu"]) == 0
-    assert results(run / "test") == results(run)
+    shorter = "seqkit, windows of 32"
+    assert results(run / "test") == {name: found for name, found in results(run).items() if name != shorter}
     assert "bits per base" in capsys.readouterr().out
     shutil.rmtree(run / "test")
 

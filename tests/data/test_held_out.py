@@ -178,3 +178,8 @@ def test_batches_start_at_any_step_and_hold_equal_tokens(make):
     whole = batches(0)
     assert [tuple(ids.shape) for ids in whole] == [(8, 17)] * 3 + [(4, 33)] * 2 + [(2, 65)] * 5
     assert [ids.tolist() for ids in batches(4)] == [ids.tolist() for ids in whole[4:]]
+
+
+def test_a_window_longer_than_a_step_is_one_by_itself():
+    stages = StagesConfig(length=64, ramp=(16, 32), tokens_per_step=32)
+    assert [stages.step_tokens(length) for length in stages.lengths] == [32, 32, 64]

@@ -88,6 +88,11 @@ class StagedBatches:
         self.stages, self.extra, self.first_step, self.progress = stages, extra, first_step, progress
         self._windows = {length: windows(length + extra) for length in stages.lengths}
 
+    def each_length(self) -> Iterator[dict[str, torch.Tensor]]:
+        """A batch of windows of each length, longest first."""
+        for length in reversed(self.stages.lengths):
+            yield self._windows[length].take(0, self.stages.step_tokens(length) // length)
+
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         step = self.first_step()
         while True:

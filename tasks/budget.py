@@ -37,14 +37,13 @@ class Budget:
         """Seconds used so far, those before a resume included."""
         return self._before + (0.0 if self._started is None else self._clock() - self._started)
 
-    @property
-    def started(self) -> bool:
-        """Whether the clock runs."""
-        return self._started is not None
+    def resume(self, seconds: float) -> None:
+        """Set what the run had used before it was stopped."""
+        self._before = seconds
 
-    def start(self, seconds_before: float = 0.0) -> None:
-        """Start the clock, ``seconds_before`` into the run."""
-        self._before, self._started = seconds_before, self._clock()
+    def start(self) -> None:
+        """Start the clock."""
+        self._started = self._clock()
 
     def progress(self, step: int) -> float:
         """Share of the run that is over before ``step``, from 0 to 1."""

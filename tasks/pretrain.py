@@ -5,7 +5,7 @@ Legend: B batch, L tokens, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -68,10 +68,8 @@ class PretrainTask(SequenceTask):
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         question = self.ask(batch["ids"], batch["soft"], self.seed * 1_000_003 + self.global_step)
         count, ranks = global_sum((question.target_BL != IGNORED).sum())
-        rows = max(1, self.tokens_at_once // question.input_BL.shape[1])
         loss = torch.zeros((), device=self.device)
-        for low in range(0, len(question.input_BL), rows):
-            part = Question(*(None if t is None else t[low : low + rows] for t in question))
+        for part in self.passes(question):
             nats = self.nats(part) / count.clamp(min=1)
             self.manual_backward(nats * ranks)
             loss += nats.detach()
@@ -80,6 +78,18 @@ class PretrainTask(SequenceTask):
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         self.last_loss, self.tokens = loss, self.tokens + question.input_BL.numel() * ranks
+
+    def passes(self, question: Question) -> Iterator[Question]:
+        """The rows of a question, as many at a time as ``tokens_at_once`` allows."""
+        rows = max(1, self.tokens_at_once // question.input_BL.shape[1])
+        for low in range(0, len(question.input_BL), rows):
+            yield Question(*(None if t is None else t[low : low + rows] for t in question))
+
+    def rehearse(self, batch: Mapping[str, Tensor]) -> None:
+        """Run the first pass of a batch forward and backward, and forget it."""
+        question = self.ask(batch["ids"].to(self.device), batch["soft"].to(self.device), self.seed)
+        self.nats(next(self.passes(question))).backward()
+        self.zero_grad(set_to_none=True)
 
     def ask(self, ids: Tensor, soft: Tensor | None, seed: int) -> Question:
         """The question of a batch; see :func:`seqkit.tasks.objectives.ask`."""
@@ -98,5 +108,5 @@ class PretrainTask(SequenceTask):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Go on with the time that is left."""
-        self.budget.start(checkpoint["seconds"])
+        self.budget.resume(checkpoint["seconds"])
         self.tokens = checkpoint["tokens"]

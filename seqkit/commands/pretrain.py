@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from seqkit import configs
 from seqkit.backbones import BackboneConfig
 from seqkit.commands.arguments import model_presets, parse
-from seqkit.commands.pretrain_curve import LearningCurve
+from seqkit.commands.pretrain_curve import LearningCurve, Rehearsal
 from seqkit.commands.pretrain_measure import as_trained, each_span, hidden_bits, mean_bits, sample_spans, window_bits
 from seqkit.commands.pretrain_report import evaluate, print_summary
 from seqkit.commands.run_folder import METRICS, open_run, write_manifest
@@ -177,7 +177,6 @@ def train_and_evaluate(config: PretrainConfig, data: GenomeData, task: PretrainT
     if (folder / METRICS).exists():
         return json.loads((folder / METRICS).read_text())
     write_manifest(folder, seed=config.seed, inputs={"fasta": data.config.fasta}, device=config.trainer.device)
-    trainer = make_trainer(config, data, task, folder)
     batches = StagedBatches(
         config.stages,
         lambda length: data.windows(length, config.seed),
@@ -185,6 +184,7 @@ def train_and_evaluate(config: PretrainConfig, data: GenomeData, task: PretrainT
         first_step=lambda: trainer.global_step,
         progress=task.budget.progress,
     )
+    trainer = make_trainer(config, data, task, folder, batches)
     trainer.fit(task, batches, ckpt_path=last_checkpoint(folder), weights_only=True)
     with atomic(folder / CHECKPOINTS / LAST) as temporary:
         trainer.save_checkpoint(temporary)
@@ -198,8 +198,10 @@ def train_and_evaluate(config: PretrainConfig, data: GenomeData, task: PretrainT
     return metrics
 
 
-def make_trainer(config: PretrainConfig, data: GenomeData, task: PretrainTask, folder: Path) -> lightning.Trainer:
-    """The trainer of a run with its curve and its checkpoints."""
+def make_trainer(
+    config: PretrainConfig, data: GenomeData, task: PretrainTask, folder: Path, batches: StagedBatches
+) -> lightning.Trainer:
+    """The trainer of a run with its rehearsal, its curve and its checkpoints."""
     quiet_lightning()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -221,7 +223,8 @@ def make_trainer(config: PretrainConfig, data: GenomeData, task: PretrainTask, f
         enable_version_counter=False,
     )
     return quiet_trainer(
-        folder, [curve, checkpoints], device=config.trainer.device, precision=config.trainer.precision,
+        folder, [Rehearsal(batches, held_out_bits), curve, checkpoints], device=config.trainer.device,
+        precision=config.trainer.precision,
         max_epochs=-1, max_steps=config.trainer.max_steps or -1,
     )  # fmt: skip
 

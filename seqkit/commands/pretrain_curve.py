@@ -1,4 +1,4 @@
-"""The learning curve of a pretraining run, written while it learns."""
+"""What happens beside the steps of a pretraining run: a rehearsal before the first, the learning curve on the way."""
 
 from __future__ import annotations
 
@@ -9,11 +9,39 @@ from pathlib import Path
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from seqkit.data.stages import StagedBatches
 from seqkit.files import write_text
 from seqkit.tasks.budget import Budget
 
 HELD_OUT = "held_out_bits"
 COLUMNS = ("step", "tokens", "seconds", "length", "learning_rate", "train_bits", HELD_OUT)
+
+
+class Rehearsal(Callback):
+    """On a GPU, one pass over windows of every length before the clock starts, and one held-out measurement.
+
+    Kernels are compiled then, in which time the rate would have risen and fallen unused; and memory that is too short
+    for the last stage shows in the first minute of the run.
+
+    Args:
+        batches: Of the run.
+        measure: As for :class:`LearningCurve`.
+    """
+
+    def __init__(self, batches: StagedBatches, measure: Callable[[], float]):
+        self.batches, self.measure = batches, measure
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        """Rehearse; weights, figures and random numbers of the run stay as they are."""
+        if pl_module.device.type == "cuda":
+            self.rehearse(trainer, pl_module)
+
+    def rehearse(self, trainer, pl_module) -> None:
+        """As :meth:`on_train_start`, on any device."""
+        for batch in self.batches.each_length():
+            with trainer.precision_plugin.forward_context():
+                pl_module.rehearse(batch)
+        self.measure()
 
 
 class LearningCurve(Callback):
@@ -34,9 +62,8 @@ class LearningCurve(Callback):
         self._point, self._steps, self._loss = 0, 0, torch.zeros(())
 
     def on_train_start(self, trainer, pl_module) -> None:
-        """Start the clock of a new run; a resumed one has its own from the checkpoint."""
-        if not self.budget.started:
-            self.budget.start()
+        """Start the clock."""
+        self.budget.start()
         trainer.should_stop = self.budget.progress(trainer.global_step) >= 1
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:

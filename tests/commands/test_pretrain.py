@@ -101,6 +101,21 @@ def test_killed_anywhere_it_resumes_to_the_same_figures(run, fasta, tmp_path):
     assert results(out) == results(run)
 
 
+def test_a_rehearsal_leaves_no_trace(run, fasta, tmp_path, monkeypatch):
+    """Only a GPU rehearses; here the CPU does."""
+    seen = []
+
+    def rehearse_anywhere(self, trainer, pl_module):
+        self.rehearse(trainer, pl_module)
+        seen.append(all(p.grad is None for p in pl_module.parameters()))
+
+    monkeypatch.setattr("seqkit.commands.pretrain_curve.Rehearsal.on_train_start", rehearse_anywhere)
+    out = tmp_path / "rehearsed"
+    assert cli.main(["fit", *SMALL, "--fasta", fasta, "--out", str(out)]) == 0
+    assert seen == [True]
+    assert (history(out), results(out)) == (history(run), results(run))
+
+
 def test_resolved_config_repeats_the_run(run, tmp_path):
     again = tmp_path / "again"
     config = run / "config.yaml"

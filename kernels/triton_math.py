@@ -84,10 +84,9 @@ def sigmoid(x):
 
 
 @triton.jit
-def prefetch(ptr):
-    """Have the lines at these addresses brought near; nothing waits for them and no register holds them."""
+def prefetch(address):
+    """Have the lines at these addresses (int64) brought near; nothing waits for them and no register holds them."""
     if APPROXIMATE:
         tl.inline_asm_elementwise(
-            "{ prefetch.global.L1 [$1]; mov.b32 $0, 0; }", "=r,l", [ptr.to(tl.int64, bitcast=True)],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+            "{ prefetch.global.L1 [$1]; mov.b32 $0, 0; }", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+        )

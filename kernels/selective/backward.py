@@ -17,12 +17,16 @@ import triton.language as tl
 from seqkit.kernels.devices import capability, launch_row
 from seqkit.kernels.selective.forward import VARYING, chain
 from seqkit.kernels.selective.tiles import (
+    TOKENS_AHEAD,
     Call,
     advance,
     channel_block,
     chunk_of,
     decay_rates,
+    far_rows,
+    parts_of,
     present,
+    row_addresses,
     row_start,
     state_tile,
     step_size,
@@ -39,6 +43,8 @@ from seqkit.kernels.triton_math import LN_2, exp2, prefetch, sigmoid, widen
 ADJOINT_BLOCK = 64  # channels of a program
 GRADIENT_BLOCK = 32
 GRADIENT_REGISTERS = 255  # of a thread
+# pairs of tokens between a prefetch and its load, on the way there and on the way back
+PAIRS_AHEAD, PAIRS_BACK = tl.constexpr(4), tl.constexpr(3)
 BACKWARD_VARYING = [
     *VARYING, "pieces", "batch", "sets", "sgb", "sgl", "sdub", "sdul", "sddb", "sddl", "sdzb", "sdzl", "syb", "syl",
     "scratch_ptr",  # were its alignment known, states would be laid out for wide loads, four channels to a thread
@@ -71,6 +77,13 @@ def adjoint_kernel(
     rates = decay_rates(A_ptr, tile, on)
     bias = tl.load(bias_ptr + d, mask=on_d, other=0.0) if bias_ptr is not None else 0.0
     final = first + (1 - count if REVERSE else count - 1)  # its last token in scan order comes first here
+    d_0, sign = g * group + program % blocks * BLOCK, 1 if REVERSE else -1
+    far, far_step = far_rows(
+        dy_ptr + row * sgb + final * sgl + d_0, delta_ptr + row * sdb + final * sdl + d_0,
+        z_ptr + row * szb + final * szl + d_0 if z_ptr is not None else None, None,
+        C_ptr + row_start(row, final, g, sCb, sCl, sCg, WIDE), sign * sgl, sign * sdl, sign * szl, 0, sign * sCl, BLOCK,
+    )  # fmt: skip
+    far += tl.maximum(tl.minimum(TOKENS_AHEAD, count - 1), 0) * far_step
     dy_ptr += row * sgb + final * sgl + d
     delta_ptr += row * sdb + final * sdl + d
     C_ptr += row_start(row, final, g, sCb, sCl, sCg, WIDE) + n
@@ -87,6 +100,8 @@ def adjoint_kernel(
         C_ptr += advance(more, sCl, WIDE, not REVERSE)
         next_dy, next_raw = take(dy_ptr, all_d, MASKED), take(delta_ptr, all_d, MASKED)
         next_c = take(C_ptr, all_n, MASKED)
+        far += tl.where(count > i + TOKENS_AHEAD + 1, far_step, 0)
+        prefetch(far)
         weight = dy.to(tl.float32)
         if z_ptr is not None:
             z_ptr += advance(more, szl, False, not REVERSE)
@@ -113,14 +128,15 @@ def pair_of(ptr, stride, begin, last, mask, MASKED: tl.constexpr, WIDE: tl.const
 
 @triton.jit
 def checkpoints(
-    state, rates, bias, u_ptr, delta_ptr, B_ptr, sul, sdl, sBl, scratch, all_d, all_n, pairs, last,
+    state, rates, bias, u_ptr, delta_ptr, B_ptr, sul, sdl, sBl, scratch, all_d, all_n, pairs, last, far, far_step,
     NP: tl.constexpr, BLOCK: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     """Sweep through a chunk and leave the state before every pair of tokens in scratch memory.
 
-    Rows of channels come from far: they are asked for two pairs ahead.
+    Rows of channels come from far: they are brought near PAIRS_AHEAD pairs before they are asked for, two pairs ahead.
     """
+    _row, _element, token = parts_of(BLOCK, 2)
     u0, u1 = pair_of(u_ptr, sul, last * 0, last, all_d, MASKED, False)
     raw0, raw1 = pair_of(delta_ptr, sdl, last * 0, last, all_d, MASKED, False)
     b0, b1 = pair_of(B_ptr, sBl, last * 0, last, all_n, MASKED, WIDE)
@@ -131,6 +147,7 @@ def checkpoints(
     for pair in range(pairs):
         tl.store(scratch + pair * (NP * BLOCK), state)
         begin += 2
+        prefetch(far + tl.minimum(begin + 2 * PAIRS_AHEAD + token, last).to(tl.int64) * far_step)
         third_u0, third_u1 = pair_of(u_ptr, sul, begin + 2, last, all_d, MASKED, False)
         third_raw0, third_raw1 = pair_of(delta_ptr, sdl, begin + 2, last, all_d, MASKED, False)
         next_b0, next_b1 = pair_of(B_ptr, sBl, begin, last, all_n, MASKED, WIDE)
@@ -141,6 +158,21 @@ def checkpoints(
         u0, u1, raw0, raw1 = second_u0, second_u1, second_raw0, second_raw1
         second_u0, second_u1, second_raw0, second_raw1 = third_u0, third_u1, third_raw0, third_raw1
         b0, b1 = widen(next_b0), widen(next_b1)
+
+
+@triton.jit
+def far_pairs(
+    u_at, delta_at, dy_at, z_at, B_at, C_at, sul, sdl, sgl, szl, sBl, sCl, BLOCK: tl.constexpr, GATED: tl.constexpr
+):  # fmt: skip
+    """Addresses of a chunk's first rows by lanes, two tokens at a time, and bytes from token to token."""
+    row, element, _token = parts_of(BLOCK, 2)
+    at, step = row_addresses(tl.zeros((32,), tl.int64), tl.zeros((32,), tl.int64), row >= 0, u_at, element, sul)
+    at, step = row_addresses(at, step, row == 1, delta_at, element, sdl)
+    at, step = row_addresses(at, step, row == 2, dy_at, element, sgl)
+    if GATED:
+        at, step = row_addresses(at, step, row == 3, z_at, element, szl)
+    at, step = row_addresses(at, step, row == 4, B_at, 0, sBl)
+    return row_addresses(at, step, row == 5, C_at, 0, sCl)
 
 
 @triton.jit
@@ -187,6 +219,7 @@ def gradient_kernel(
     lines = scratch_ptr + tl.program_id(0).to(tl.int64) * (CHUNK // 2 * NP * BLOCK) + n * BLOCK
     scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * (CHUNK // 2 * NP * BLOCK) + own
     all_n = present(n, n < N, MASKED)
+    _row, _element, either = parts_of(BLOCK, 2)
     sum_n, slot, there = sum_places(NP, WARPS, SUMS, ROWS)
     there &= sum_n < N
     per_set = tl.cdiv(blocks, sets)
@@ -221,9 +254,18 @@ def gradient_kernel(
                 z_at, dz_at = z_ptr + row * szb + head * szl + d, dz_ptr + row * sdzb + head * sdzl + d
             if y_ptr is not None:
                 y_at = y_ptr + row * syb + head * syl + d
+            d_0 = (g * group + block * BLOCK).to(tl.int64)
+            far, far_step = far_pairs(
+                u_ptr + row * sub + head * sul + d_0, delta_ptr + row * sdb + head * sdl + d_0,
+                dy_ptr + row * sgb + head * sgl + d_0,
+                z_ptr + row * szb + head * szl + d_0 if z_ptr is not None else None,
+                B_ptr + row_start(row, head, g, sBb, sBl, sBg, WIDE),
+                C_ptr + row_start(row, head, g, sCb, sCl, sCg, WIDE),
+                sul, sdl, sgl, szl, sBl, sCl, BLOCK, z_ptr is not None,
+            )  # fmt: skip
             checkpoints(
                 take_if(starts_ptr + k * N * channels + tile, on, some), rates, bias, u_at, delta_at, B_at,
-                sul, sdl, sBl, scratch, all_d, all_n, pairs, last, NP, BLOCK, SOFTPLUS, MASKED, WIDE,
+                sul, sdl, sBl, scratch, all_d, all_n, pairs, last, far, far_step, NP, BLOCK, SOFTPLUS, MASKED, WIDE,
             )  # fmt: skip
             tl.debug_barrier()
             adjoint = take_if(adjoints_ptr + k * N * channels + tile, on, some)
@@ -251,8 +293,9 @@ def gradient_kernel(
                 next_dy0, next_dy1 = pair_of(dy_at, sgl, before, last, all_d, MASKED, False)
                 if z_ptr is not None:
                     next_z0, next_z1 = pair_of(z_at, szl, before, last, all_d, MASKED, False)
+                prefetch(far + tl.minimum(tl.maximum(begin - 2 * PAIRS_BACK, 0) + either, last).to(tl.int64) * far_step)
                 state = tl.load(scratch + begin * (NP * BLOCK // 2))
-                prefetch(lines + before * (NP * BLOCK // 2))
+                prefetch((lines + tl.maximum(begin - 4, 0) * (NP * BLOCK // 2)).to(tl.int64))
                 us, raws, dys = (
                     (u0.to(tl.float32), u1.to(tl.float32)),
                     (raw0, raw1),

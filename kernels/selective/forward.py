@@ -13,12 +13,14 @@ import triton.language as tl
 
 from seqkit.kernels.chunks import count_chunks
 from seqkit.kernels.selective.tiles import (
+    TOKENS_AHEAD,
     Call,
     advance,
     channel_block,
     chunk_length,
     chunk_of,
     decay_rates,
+    far_rows,
     present,
     put,
     row_start,
@@ -29,12 +31,13 @@ from seqkit.kernels.selective.tiles import (
 )
 from seqkit.kernels.triton_chunks import locate_segment, only_if
 from seqkit.kernels.triton_launch import ceil_div, guard
-from seqkit.kernels.triton_math import LOG2_E, exp2, sigmoid, widen
+from seqkit.kernels.triton_math import LOG2_E, exp2, prefetch, sigmoid, widen
 
 SUMMARY_BLOCK = 64  # channels of a program: two to a thread
 OUTPUT_BLOCK = 64
+OUTPUT_REGISTERS = 128  # of a thread, for 16-bit operands: more programs run at once; float32 rows need more
 CHAIN_BLOCK = 32
-CHAIN_STEPS = 16  # chunks fetched together
+CHAIN_STEPS = 32  # chunks fetched together
 VARYING = [
     "length", "per_row", "segments", "channels", "blocks", "group", "groups", "sub", "sul", "sdb", "sdl",
     "sBb", "sBl", "sBg", "sCb", "sCl", "sCg", "szb", "szl",
@@ -59,6 +62,12 @@ def summary_kernel(
     tile = state_tile(n, d, channels)
     rates = decay_rates(A_ptr, tile, on)
     bias = tl.load(bias_ptr + d, mask=on_d, other=0.0) if bias_ptr is not None else 0.0
+    d_0, sign = g * group + program % blocks * BLOCK, -1 if REVERSE else 1
+    far, far_step = far_rows(
+        u_ptr + row * sub + first * sul + d_0, delta_ptr + row * sdb + first * sdl + d_0, None,
+        B_ptr + row_start(row, first, g, sBb, sBl, sBg, WIDE), None, sign * sul, sign * sdl, 0, sign * sBl, 0, BLOCK,
+    )  # fmt: skip
+    far += tl.maximum(tl.minimum(TOKENS_AHEAD, count - 1), 0) * far_step
     u_ptr += row * sub + first * sul + d
     delta_ptr += row * sdb + first * sdl + d
     B_ptr += row_start(row, first, g, sBb, sBl, sBg, WIDE) + n
@@ -72,6 +81,8 @@ def summary_kernel(
         B_ptr += advance(more, sBl, WIDE, REVERSE)
         next_u, next_raw = take(u_ptr, all_d, MASKED), take(delta_ptr, all_d, MASKED)
         next_b = take(B_ptr, all_n, MASKED)
+        far += tl.where(count > i + TOKENS_AHEAD + 1, far_step, 0)
+        prefetch(far)
         delta, positive = step_size(raw, bias, SOFTPLUS)
         state = exp2(rates * positive[None, :]) * state + b[:, None] * (delta * u.to(tl.float32))[None, :]
         total += positive
@@ -152,6 +163,14 @@ def output_kernel(
     rates = decay_rates(A_ptr, tile, on)
     bias = tl.load(bias_ptr + d, mask=on_d, other=0.0) if bias_ptr is not None else 0.0
     skip = tl.load(D_ptr + d, mask=on_d, other=0.0) if D_ptr is not None else 0.0
+    d_0, sign = g * group + program % blocks * BLOCK, -1 if REVERSE else 1
+    far, far_step = far_rows(
+        u_ptr + row * sub + first * sul + d_0, delta_ptr + row * sdb + first * sdl + d_0,
+        z_ptr + row * szb + first * szl + d_0 if z_ptr is not None else None,
+        B_ptr + row_start(row, first, g, sBb, sBl, sBg, WIDE), C_ptr + row_start(row, first, g, sCb, sCl, sCg, WIDE),
+        sign * sul, sign * sdl, sign * szl, sign * sBl, sign * sCl, BLOCK,
+    )  # fmt: skip
+    far += tl.maximum(tl.minimum(TOKENS_AHEAD, count - 1), 0) * far_step
     u_ptr += row * sub + first * sul + d
     delta_ptr += row * sdb + first * sdl + d
     B_ptr += row_start(row, first, g, sBb, sBl, sBg, WIDE) + n
@@ -174,6 +193,8 @@ def output_kernel(
         if z_ptr is not None:
             z_ptr += advance(more, szl, False, REVERSE)
             next_z = take(z_ptr, all_d, MASKED)
+        far += tl.where(count > i + TOKENS_AHEAD + 1, far_step, 0)
+        prefetch(far)
         delta, positive = step_size(raw, bias, SOFTPLUS)
         x = u.to(tl.float32)
         state = exp2(rates * positive[None, :]) * state + b[:, None] * (delta * x)[None, :]
@@ -224,6 +245,7 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             output_kernel[(call.programs(block),)](
                 u, call.delta, call.A, call.B, call.C, call.skip, call.z, call.bias, states, y, *call.spans(),
                 *call.channels(block), *call.strides("u", "delta", "B", "C", "z"), **call.constants(block),
+                maxnreg=OUTPUT_REGISTERS if u.element_size() == 2 else None,
             )  # fmt: skip
     return y, final, states
 

@@ -17,6 +17,7 @@ from seqkit.kernels.triton_chunks import locate_chunk, only_if
 from seqkit.kernels.triton_launch import INTERPRETED, Segments, ceil_div, next_power
 from seqkit.kernels.triton_math import LOG2_E, softplus
 
+TOKENS_AHEAD = tl.constexpr(4)  # between a prefetch and its load
 # numbers (B L D) from which on a chunk has so many tokens: the fewer there are, the shorter the chunks that fill a GPU
 CHUNKS = ((0, 16),) if INTERPRETED else ((1 << 25, 256), (1 << 22, 64), (0, 32))
 
@@ -83,6 +84,39 @@ def advance(more, stride, WIDE: tl.constexpr, BACKWARD: tl.constexpr):
     if WIDE:
         step = tl.multiple_of(step, 8)
     return step
+
+
+@triton.jit
+def parts_of(WIDTH: tl.constexpr, TOKENS: tl.constexpr):
+    """How the lanes of a warp share out what is brought near: (row, element of it, token), each [32].
+
+    Eight rows, four lanes to each: for one token quarters, for two tokens halves of WIDTH numbers.
+    """
+    lane = tl.arange(0, 32)
+    return lane // 4, lane % (4 // TOKENS) * (WIDTH * TOKENS // 4), lane // (4 // TOKENS) % TOKENS
+
+
+@triton.jit
+def row_addresses(address, step, mine, ptr, element, stride):
+    """(addresses, bytes to the next token) [32], those of the lanes ``mine`` set to a row that starts at ``ptr``."""
+    size: tl.constexpr = ptr.dtype.element_ty.primitive_bitwidth // 8
+    at = ptr.to(tl.int64) + element * size
+    return tl.where(mine, at, address), tl.where(mine, stride.to(tl.int64) * size, step)
+
+
+@triton.jit
+def far_rows(u_at, delta_at, z_at, B_at, C_at, su, sd, sz, sB, sC, BLOCK: tl.constexpr):
+    """Addresses by lanes of a token's rows (u or dy, delta, and of z, B, C those there are), and bytes to the next."""
+    row, element, _token = parts_of(BLOCK, 1)
+    at, step = row_addresses(tl.zeros((32,), tl.int64), tl.zeros((32,), tl.int64), row >= 0, u_at, element, su)
+    at, step = row_addresses(at, step, row == 1, delta_at, element, sd)
+    if z_at is not None:
+        at, step = row_addresses(at, step, row == 2, z_at, element, sz)
+    if B_at is not None:
+        at, step = row_addresses(at, step, row == 3, B_at, 0, sB)
+    if C_at is not None:
+        at, step = row_addresses(at, step, row == 4, C_at, 0, sC)
+    return at, step
 
 
 @triton.jit

@@ -94,6 +94,7 @@ ABSENT = {
             "tiles",
             "triton_provider",
             "triton_chunks",
+            "triton_compiled",
             "triton_lanes",
             "triton_math",
             "triton_exponentials",

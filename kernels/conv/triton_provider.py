@@ -33,6 +33,7 @@ from seqkit.kernels.conv.tiles import (
     token_at,
 )
 from seqkit.kernels.triton_chunks import locate_positions, only_if
+from seqkit.kernels.triton_compiled import launch
 from seqkit.kernels.triton_launch import CompileCase, Segments, ceil_div, guard, resident_programs, rows_contiguous
 from seqkit.kernels.triton_math import sigmoid, widen
 
@@ -275,14 +276,16 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor]:
     final = torch.empty((call.segments.count, call.W - 1, call.D), dtype=torch.float32, device=x.device)
     with guard(x):
         if call.programs:
-            conv_forward_kernel[(call.programs,)](
+            launch(
+                conv_forward_kernel, call.programs,
                 x, call.entry, call.taps, call.bias, y, *call.geometry(), *x.stride()[:2],
                 **call.constants(FORWARD_STEPS),
             )  # fmt: skip
         if final.numel():
-            conv_state_kernel[(call.segments.count * call.blocks,)](
-                x, call.entry, final, *call.state_geometry(), *x.stride()[:2], **call.state_constants()
-            )
+            launch(
+                conv_state_kernel, call.segments.count * call.blocks,
+                x, call.entry, final, *call.state_geometry(), *x.stride()[:2], **call.state_constants(),
+            )  # fmt: skip
     return y, final
 
 
@@ -310,11 +313,13 @@ def backward(
     operands = x, call.entry, call.taps, call.bias
     with guard(x):
         if call.programs:
-            conv_gradient_kernel[(call.programs,)](
-                dy, *operands, dx, dtaps, dbias, *call.geometry(), *strides, **call.constants(BACKWARD_STEPS)
-            )
+            launch(
+                conv_gradient_kernel, call.programs,
+                dy, *operands, dx, dtaps, dbias, *call.geometry(), *strides, **call.constants(BACKWARD_STEPS),
+            )  # fmt: skip
         if call.segments.count and (dentry is not None or dfinal is not None):
-            conv_state_gradient_kernel[(call.segments.count * call.blocks,)](
+            launch(
+                conv_state_gradient_kernel, call.segments.count * call.blocks,
                 dy, *operands, dfinal, dx, dentry, *call.state_geometry(), *strides,
                 SILU=call.silu, **call.state_constants(),
             )  # fmt: skip

@@ -18,6 +18,7 @@ from seqkit.kernels.mamba3.spans import ScaledScan, span_slots
 from seqkit.kernels.mamba3.steps import Steps
 from seqkit.kernels.numbers import softplus
 from seqkit.kernels.ssd.tiles import strides_of
+from seqkit.kernels.triton_compiled import launch
 from seqkit.kernels.triton_launch import INTERPRETED, Segments, ceil_div, next_power
 
 SLAB_BYTES = 3 * 2**30  # of rotated keys and queries and unfinished outputs, counted in float32
@@ -129,7 +130,8 @@ def load_slab(ops: Operands, steps: Steps, bounds: tuple[int, int], phases_SHM: 
     dot = x.new_empty((batch, H, length), dtype=torch.float32)
     per_token = [t.view(*ops.dt_BLH.shape)[:, begin:end] for t in (steps.decay_TH, steps.scale_TH, steps.gamma_TH)]
     start_KHM, leaving_SHM = _phases(ops, turns, delta, half_tanh, phases_SHM)
-    rotation.rotate_kernel[(turns.chunks * H,)](
+    launch(
+        rotation.rotate_kernel, turns.chunks * H,
         B, C, _head_rows(ops.B_bias_HRN), _head_rows(ops.C_bias_HRN), delta, half_tanh, start_KHM, k, q, dot,
         *geometry(turns), H, H // B.shape[2], *strides_of(B), *strides_of(C), **tiles(ops),
         **order(turns, ops), num_warps=2,
@@ -180,9 +182,10 @@ def _phases(
     """Phases in front of all chunks (K, H, M) int32, and those that leave each segment (S, H, M) int64."""
     H, M = delta.shape[2], half_tanh.shape[2]
     totals = torch.zeros((turns.chunks, H, M), dtype=torch.int32, device=delta.device)
-    rotation.turn_kernel[(turns.chunks * H,)](
-        delta, half_tanh, totals, *geometry(turns), H, **pairs(ops), **order(turns, ops), num_warps=1
-    )
+    launch(
+        rotation.turn_kernel, turns.chunks * H,
+        delta, half_tanh, totals, *geometry(turns), H, **pairs(ops), **order(turns, ops), num_warps=1,
+    )  # fmt: skip
     before = sums_before(totals, torch.int64)
     first_S, behind_S, segment_K = chunk_ranges(turns, TURN_TOKENS, delta.device)
     start = before[:-1] + (entry_SHM - before.index_select(0, first_S)).index_select(0, segment_K)

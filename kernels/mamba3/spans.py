@@ -17,6 +17,7 @@ from seqkit.kernels.ssd.backward import _Gradients, _token_gradients
 from seqkit.kernels.ssd.forward import chain, outputs, summaries
 from seqkit.kernels.ssd.tiles import GEOMETRY, NO_DECAY_LEFT, Call, chunk_and_heads, span_length
 from seqkit.kernels.triton_chunks import locate_chunk
+from seqkit.kernels.triton_compiled import launch
 from seqkit.kernels.triton_launch import Segments, guard
 from seqkit.kernels.triton_math import LOG2_E
 
@@ -118,9 +119,10 @@ class ScaledScan(Call):
         sums = torch.empty_like(weights, dtype=torch.float32 if self.single else torch.float64)
         if self.spans:
             with guard(self.x):
-                decay_kernel[(self.step_programs,)](
-                    decay, scale, weights, sums, *self.geometry(), *decay.stride()[:2], **self.constants(), num_warps=1
-                )
+                launch(
+                    decay_kernel, self.step_programs,
+                    decay, scale, weights, sums, *self.geometry(), *decay.stride()[:2], **self.constants(), num_warps=1,
+                )  # fmt: skip
         return weights, sums
 
     def steps(self) -> tuple[Tensor, Tensor]:
@@ -154,7 +156,8 @@ class ScaledScan(Call):
         adjoints, dentry = chain(self, ends, totals, dleaving_SHPN.contiguous(), flip=True)
         _token_gradients(self, dy, starts_KHPN, adjoints, self.steps(), grads)
         ddecay = self.new(*self.x.shape[:3])
-        decay_gradient_kernel[(self.step_programs,)](
+        launch(
+            decay_gradient_kernel, self.step_programs,
             grads.decays, ddecay, *self.geometry(), *ddecay.stride()[:2],
             SUM=tl.float32 if self.single else tl.float64, **self.constants(), num_warps=1,
         )  # fmt: skip

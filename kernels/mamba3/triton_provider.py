@@ -33,6 +33,7 @@ from seqkit.kernels.mamba3.slices import (
 )
 from seqkit.kernels.mamba3.steps import Steps, discretise_backward
 from seqkit.kernels.ssd.tiles import strides_of
+from seqkit.kernels.triton_compiled import launch
 from seqkit.kernels.triton_launch import CompileCase, guard, rows_contiguous
 
 
@@ -111,7 +112,8 @@ def _gate(ops: Operands, slab: Slab, scan: Tensor, y: Tensor) -> None:
     """Write the slab's outputs."""
     (blocks, programs), x = gate_grid(slab), slab.scan.x
     z = None if ops.z_BLHP is None else slab.cut(ops.z_BLHP)
-    gates.gate_kernel[(programs,)](
+    launch(
+        gates.gate_kernel, programs,
         scan, x, z, _skip(ops), slab.gap, slab.dot, y, x.shape[1], blocks, x.shape[2],
         *strides_of(x), *strides_of(z), *strides_of(y), *slab.gap.stride()[:2], **gate_tiles(slab),
     )  # fmt: skip
@@ -204,7 +206,8 @@ def _slab_gradients(ops: Operands, slab: Slab, grads: _Gradients, dy: Tensor, st
     dscan, dk, dq, dscale, ddecay, grads.ssm_SHPN, dends = slab.scan.gradients(inner, starts, dleaving)
     behind = _angles_behind(ops, slab, grads, (starts, leaving), (dends, dleaving))
     (blocks, programs), dx = gate_grid(slab), slab.cut(grads.x)
-    gates.input_kernel[(programs,)](
+    launch(
+        gates.input_kernel, programs,
         dscan, inner, _skip(ops), slab.gap, slab.dot, dx, dx.shape[1], blocks, dx.shape[2], *strides_of(dx),
         *slab.gap.stride()[:2], **gate_tiles(slab),
     )  # fmt: skip
@@ -225,7 +228,8 @@ def _through_gate(ops: Operands, slab: Slab, grads: _Gradients, dy: Tensor, star
     inner = torch.empty(x.shape, dtype=slab.scan.scratch_dtype, device=x.device)
     ddirect = torch.empty_like(slab.dot)
     dD = None if skip is None else slab.dot.new_empty((x.shape[0] * blocks, *x.shape[2:]))
-    gates.gate_gradient_kernel[(programs,)](
+    launch(
+        gates.gate_gradient_kernel, programs,
         scan, x, z, skip, slab.gap, slab.dot, dy, inner, dz, ddirect, dD, x.shape[1], blocks, x.shape[2],
         *strides_of(x), *strides_of(z), *strides_of(dy), *strides_of(dz), *slab.gap.stride()[:2],
         **gate_tiles(slab),
@@ -258,7 +262,8 @@ def _through_rotation(
     """Write the gradients of B, C, their biases and the angles; returns that of step sizes through them (B, H, l)."""
     turns, (H, _, _, G, _, M) = slab.turns, ops.sizes
     dtheta, totals = ddot.new_empty((*dk.shape[:3], M)), ddot.new_zeros((turns.chunks, H, M))
-    rotation.unrotate_kernel[(turns.chunks * H,)](
+    launch(
+        rotation.unrotate_kernel, turns.chunks * H,
         slab.scan.k, slab.scan.q, dk, dq, ddot, slab.delta, slab.half_tanh, slab.start_KHM, dtheta, totals,
         *geometry(turns), H, **tiles(ops), **order(turns, ops), num_warps=2,
     )  # fmt: skip
@@ -271,7 +276,8 @@ def _through_rotation(
     entering_SHM = (later_KHM + totals).index_select(0, first_S.clamp(max=turns.chunks - 1))
     grads.theta_SHM = torch.where((first_S == end_S)[:, None, None], grads.theta_SHM, entering_SHM)
     dangles, ddelta = slab.cut(grads.angles), torch.empty_like(ddot)
-    rotation.angle_kernel[(turns.chunks,)](
+    launch(
+        rotation.angle_kernel, turns.chunks,
         dtheta, later_KHM.float(), slab.delta, slab.half_tanh, dangles, ddelta, *geometry(turns), H,
         *dangles.stride()[:2], **pairs(ops), **order(turns, ops), num_warps=2,
     )  # fmt: skip

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from seqkit.kernels.devices import launch_row
+from seqkit.kernels.triton_compiled import launch
 from seqkit.kernels.triton_launch import CompileCase, ceil_div, guard, next_power, resident_programs
 from seqkit.kernels.triton_math import sigmoid
 
@@ -126,7 +127,8 @@ def _normalise(x, z, residual, weight, eps, size, gate_last) -> tuple[torch.Tens
     x_RD, z_RD, residual_RD = (None if t is None else _rows(t) for t in (x, z, residual))
     shape, (R, D) = _shape(x_RD, size), x_RD.shape
     with guard(x):
-        norm_kernel[(ceil_div(R, shape["ROWS"]) * (D // size),)](
+        launch(
+            norm_kernel, ceil_div(R, shape["ROWS"]) * (D // size),
             x_RD, z_RD, residual_RD, weight, y, total, R, D, size, D // size,
             *(0 if t is None else t.stride(0) for t in (x_RD, z_RD, residual_RD)), eps,
             GATE_LAST=gate_last, **shape,
@@ -148,7 +150,8 @@ def _differentiate(dy, dtotal, x, z, weight, out_dtype, with_residual, eps, size
     runs = ceil_div(row_blocks, per_program)
     dweight = torch.empty((runs, D), dtype=torch.float32, device=x.device)
     with guard(x):
-        norm_gradient_kernel[(runs * groups,)](
+        launch(
+            norm_gradient_kernel, runs * groups,
             dy_RD, dtotal_RD, x_RD, z_RD, weight, dx, dz, dresidual if with_residual else None, dweight,
             R, D, size, groups, per_program,
             *(0 if t is None else t.stride(0) for t in (dy_RD, dtotal_RD, x_RD, z_RD)), eps,

@@ -36,6 +36,7 @@ from seqkit.kernels.selective.tiles import (
     warps_for,
 )
 from seqkit.kernels.triton_chunks import only_if
+from seqkit.kernels.triton_compiled import launch
 from seqkit.kernels.triton_lanes import add_lane_sums, lane_sum_places
 from seqkit.kernels.triton_launch import INTERPRETED, ceil_div, guard, next_power, resident_programs, rows_contiguous
 from seqkit.kernels.triton_math import LN_2, exp2, prefetch, sigmoid, widen
@@ -358,7 +359,8 @@ def _adjoints(call: Call, dy: torch.Tensor, dfinal: torch.Tensor | None):
     sums = adjoints.new_empty((call.segments.chunks, call.D))
     if dy.numel():
         block = ADJOINT_BLOCK
-        adjoint_kernel[(call.programs(block),)](
+        launch(
+            adjoint_kernel, call.programs(block),
             dy, call.delta, call.A, call.C, call.z, call.bias, adjoints, sums, *call.spans(), *call.channels(block),
             *strides_of(dy), *call.strides("delta", "C", "z"), **call.constants(block),
         )  # fmt: skip
@@ -400,7 +402,8 @@ def _gradients(call: Call, dy, starts, adjoints, outputs) -> tuple[torch.Tensor,
     sums = torch.empty((sets, batch, length, call.G, 2, call.N), dtype=torch.float32, device=u.device)
     vectors = sums.new_empty((2, K, call.D))
     scratch = sums.new_empty(programs * (call.chunk // 2) * next_power(call.N) * block)
-    gradient_kernel[(programs,)](
+    launch(
+        gradient_kernel, programs,
         dy, u, call.delta, call.A, call.B, call.C, call.skip, call.z, call.bias, starts, adjoints, scratch,
         du, ddelta, dz, y, sums, vectors[0], vectors[1], *call.spans(), *call.channels(block),
         pieces, batch, sets, *strides_of(dy), *call.strides("u", "delta", "B", "C", "z"),

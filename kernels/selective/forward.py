@@ -30,6 +30,7 @@ from seqkit.kernels.selective.tiles import (
     take_if,
 )
 from seqkit.kernels.triton_chunks import locate_segment, only_if
+from seqkit.kernels.triton_compiled import launch
 from seqkit.kernels.triton_launch import ceil_div, guard
 from seqkit.kernels.triton_math import LOG2_E, exp2, prefetch, sigmoid, widen
 
@@ -219,7 +220,8 @@ def chain(call: Call, states_KND: torch.Tensor, sums_KD: torch.Tensor, entry: to
     last = states_KND.new_empty((spans.count, D, N))
     blocks = ceil_div(N * D, CHAIN_BLOCK)
     if spans.count:
-        chain_kernel[(spans.count * blocks,)](
+        launch(
+            chain_kernel, spans.count * blocks,
             states_KND, sums_KD, call.A, entry, last, spans.table, spans.per_row, spans.count, D, blocks,
             N=N, BLOCK=CHAIN_BLOCK, CHUNK=call.chunk, STEPS=CHAIN_STEPS, PACKED=spans.packed, FLIP=flip, num_warps=1,
         )  # fmt: skip
@@ -242,7 +244,8 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         states, final = _starts(call)
         if u.numel():
             block = OUTPUT_BLOCK
-            output_kernel[(call.programs(block),)](
+            launch(
+                output_kernel, call.programs(block),
                 u, call.delta, call.A, call.B, call.C, call.skip, call.z, call.bias, states, y, *call.spans(),
                 *call.channels(block), *call.strides("u", "delta", "B", "C", "z"), **call.constants(block),
                 maxnreg=OUTPUT_REGISTERS if u.element_size() == 2 else None,
@@ -263,7 +266,8 @@ def _starts(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     sums = states.new_empty((call.segments.chunks, call.D))
     if call.u.numel():
         block = SUMMARY_BLOCK
-        summary_kernel[(call.programs(block),)](
+        launch(
+            summary_kernel, call.programs(block),
             call.u, call.delta, call.A, call.B, call.bias, states, sums, *call.spans(), *call.channels(block),
             *call.strides("u", "delta", "B"), **call.constants(block),
         )  # fmt: skip

@@ -31,6 +31,7 @@ from seqkit.kernels.ssd.tiles import (
     token_tile,
 )
 from seqkit.kernels.triton_chunks import locate_chunk, only_if
+from seqkit.kernels.triton_compiled import launch
 from seqkit.kernels.triton_launch import INTERPRETED, ceil_div, guard, rows_contiguous
 
 SCRATCH_BYTES = 1 if INTERPRETED else 2**28  # each for states and adjoints; at least one span
@@ -240,7 +241,8 @@ def _walks(call: Call, dy, starts, adjoints, steps, grads: _Gradients, scratch, 
         sweep(call, call.x, None, call.B, steps, starts, scratch[0], None, adjoint=False, base=base, spans=spans)
     else:
         outputs(call, steps, starts, grads.y, dy, grads.z, scratch[0], base=base, spans=spans)
-    token_kernel[(spans * call.H,)](
+    launch(
+        token_kernel, spans * call.H,
         dy, call.x, call.B, call.C, call.skip, call.z, *steps, adjoints, grads.x, grads.decays, grads.steps, grads.D,
         scratch[1], *call.geometry(base), call.H // call.G, *strides_of(dy), *strides_of(call.x), *strides_of(call.B),
         *strides_of(call.C), *strides_of(call.z), *strides_of(grads.x), **call.sizes(), **call.constants(),
@@ -267,7 +269,8 @@ def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients)
     for base in range(0, call.spans, slab):
         spans = min(slab, call.spans - base)
         _walks(call, dy, starts, adjoints, steps, grads, scratch, base, spans)
-        weight_kernel[(spans * call.chunks_per_span * call.G * blocks,)](
+        launch(
+            weight_kernel, spans * call.chunks_per_span * call.G * blocks,
             dy, call.x, call.C, call.B, call.z, *steps, scratch[0], scratch[1], dB, dC, grads.decays,
             *call.geometry(base), call.H // call.G, blocks, width, *strides_of(dy), *strides_of(call.x),
             *strides_of(call.C), *strides_of(call.B), *strides_of(call.z), *dB.stride()[:4], *dC.stride()[:4],
@@ -277,7 +280,8 @@ def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients)
     if blocks > 1:
         grads.B.copy_(dB.sum(0))
         grads.C.copy_(dC.sum(0))
-    step_gradient_kernel[(call.step_programs,)](
+    launch(
+        step_gradient_kernel, call.step_programs,
         call.raw, call.A, call.bias, grads.decays, grads.steps, grads.dt, grads.A, grads.bias, *call.geometry(),
         *call.raw.stride()[:2], *grads.dt.stride()[:2], *call.limits, SOFTPLUS=call.softplus,
         **call.constants(), num_warps=1,

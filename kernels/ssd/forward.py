@@ -27,6 +27,7 @@ from seqkit.kernels.ssd.tiles import (
     token_tile,
 )
 from seqkit.kernels.triton_chunks import locate_chunk, locate_segment, only_if
+from seqkit.kernels.triton_compiled import launch
 from seqkit.kernels.triton_launch import ceil_div, guard
 from seqkit.kernels.triton_math import exp2, sigmoid
 
@@ -214,7 +215,8 @@ def chain(call: Call, ends: torch.Tensor, totals: torch.Tensor, entry: torch.Ten
     last = call.new(at.count, *ends.shape[1:])
     blocks = ceil_div(call.P * call.N, CHAIN_BLOCK)
     if at.count:
-        chain_kernel[(at.count * call.H * blocks,)](
+        launch(
+            chain_kernel, at.count * call.H * blocks,
             ends, totals, entry, starts, last, at.table, at.per_row, at.count, call.H, blocks, E=call.P * call.N,
             BLOCK=CHAIN_BLOCK, SPAN=call.span, STEPS=CHAIN_STEPS, PACKED=at.packed, FLIP=flip, num_warps=2,
         )  # fmt: skip
@@ -223,7 +225,8 @@ def chain(call: Call, ends: torch.Tensor, totals: torch.Tensor, entry: torch.Ten
 
 def sweep(call: Call, x, z, B, steps, starts, out, totals, *, adjoint: bool, base: int = 0, spans: int) -> None:
     """States along the spans from ``base`` on: summaries without ``starts``, chunk starts with them."""
-    sweep_kernel[(spans * call.H,)](
+    launch(
+        sweep_kernel, spans * call.H,
         x, z, B, *steps, starts, out, totals, *call.geometry(base), call.H // call.G,
         *strides_of(x), *strides_of(z), *strides_of(B), **call.sizes(), **call.constants(),
         ADJOINT=adjoint, KEEP=starts is not None, num_warps=call.warps, num_stages=call.stages(call.warps, 1, 1),
@@ -232,7 +235,8 @@ def sweep(call: Call, x, z, B, steps, starts, out, totals, *, adjoint: bool, bas
 
 def outputs(call: Call, steps, starts, y, dy=None, dz=None, states=None, *, base: int = 0, spans: int) -> None:
     """Outputs of the spans from ``base`` on, into ``y`` if there is one; see :func:`output_kernel`."""
-    output_kernel[(spans * call.H,)](
+    launch(
+        output_kernel, spans * call.H,
         call.x, call.B, call.C, call.skip, call.z, *steps, starts, y, dy, dz, states, *call.geometry(base),
         call.H // call.G, *strides_of(call.x), *strides_of(call.B), *strides_of(call.C), *strides_of(call.z),
         *strides_of(y), *strides_of(dy), *strides_of(dz), **call.sizes(), **call.constants(),

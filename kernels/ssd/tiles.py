@@ -18,6 +18,7 @@ import triton.language as tl
 from seqkit.kernels.chunks import count_chunks
 from seqkit.kernels.devices import capability, has_bfloat16, launch_row
 from seqkit.kernels.triton_chunks import locate_chunk
+from seqkit.kernels.triton_compiled import launch
 from seqkit.kernels.triton_launch import INTERPRETED, Segments, ceil_div, guard, next_power
 from seqkit.kernels.triton_math import LOG2_E, exp2, sigmoid, softplus
 
@@ -259,7 +260,8 @@ class Call:
         sums = torch.empty_like(dt, dtype=torch.float32 if self.single else torch.float64)
         if self.spans:
             with guard(self.x):
-                step_kernel[(self.step_programs,)](
+                launch(
+                    step_kernel, self.step_programs,
                     self.raw, self.A, self.bias, dt, sums, *self.geometry(), *self.raw.stride()[:2], *self.limits,
                     SOFTPLUS=self.softplus, **self.constants(), num_warps=1,
                 )  # fmt: skip

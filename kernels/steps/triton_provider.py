@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from seqkit.kernels.triton_compiled import launch
 from seqkit.kernels.triton_launch import CompileCase, ceil_div, guard, next_power, rows_contiguous
 from seqkit.kernels.triton_math import exp_of_negative, sigmoid, softplus
 
@@ -148,7 +149,8 @@ def selective_step_forward(u, delta, A, B, C, state, D, z, delta_bias, delta_sof
     blocks = ceil_div(channels, tile["BLOCK"])
     if batch:
         with guard(u):
-            selective_kernel[(batch * blocks,)](
+            launch(
+                selective_kernel, batch * blocks,
                 u, delta, _wide(A), B, C, _wide(state), _wide(D), z, _wide(delta_bias), y, new,
                 channels, channels // B.shape[1], blocks, u.stride(0), delta.stride(0), *B.stride()[:2],
                 *C.stride()[:2], *_strides(z, 1), SOFTPLUS=delta_softplus, **tile,
@@ -167,7 +169,8 @@ def ssd_step_forward(x, dt, A, B, C, state, D, z, dt_bias, dt_softplus, dt_min, 
     blocks, skip = ceil_div(width, tile["BLOCK"]), _wide(D)
     if batch:
         with guard(x):
-            ssd_kernel[(batch * heads * blocks,)](
+            launch(
+                ssd_kernel, batch * heads * blocks,
                 x, dt, _wide(A), B, C, _wide(state), skip, z, _wide(dt_bias), y, new, dt_min, dt_max,
                 heads, width, heads // groups, blocks, *x.stride()[:2], dt.stride(0), *B.stride()[:2], *C.stride()[:2],
                 *((1, 0) if skip is None or skip.dim() == 1 else skip.stride()), *_strides(z, 2),
@@ -184,7 +187,8 @@ def conv_step_forward(x, weight, state, bias, activation):
     blocks = ceil_div(channels, BLOCK)
     if x.shape[0]:
         with guard(x):
-            conv_kernel[(x.shape[0] * blocks,)](
+            launch(
+                conv_kernel, x.shape[0] * blocks,
                 x, weight, _wide(state), None if bias is None else bias.contiguous(), y, new, channels, blocks,
                 x.stride(0), *weight.stride(), W=taps, BLOCK=BLOCK, SILU=activation == "silu",
             )  # fmt: skip

@@ -6,7 +6,7 @@ nothing between tells about them.
 
 A stream: SLOTS marks (a slot and its value), then random tokens; behind each lag SLOTS cues (a slot each, in random
 order), at which the slot's value is wanted. Training takes exact gradients through whole streams; the longest lag grows
-in stages, each of which begins with the weights of the one before. Windows get as many steps.
+by half a decade from stage to stage, and a stage ends as soon as nothing is wrong. Windows get as many steps.
 
 Legend: B batch, L length, S slots, K lags.
 """
@@ -14,6 +14,7 @@ Legend: B batch, L length, S slots, K lags.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -36,9 +37,11 @@ _FIRST_CUE = OTHERS + SLOTS * VALUES
 VOCABULARY = _FIRST_CUE + SLOTS
 GUESSING = 1 - 1 / VALUES
 LAGS = (100, 1_000, 10_000, 100_000, 1_000_000)
-STEPS = (150, 100, 60)  # of the first stage, the second, and every later one
+STEPS, RATES = (300, 60), (1e-2, 3e-3)  # of the first stage and of every later one
+WARM_UP = 10  # steps; after a change of the lag the moments of the gradients are those of another task
+ENOUGH = 64  # answers in a row that are right, behind the longest lag
 LEAST_BATCH, MOST_BATCH = 2, 64
-RATE, CLIP = 1e-2, 1.0
+CLIP = 1.0
 PIECE = 8_192  # positions of all test streams at a time
 
 
@@ -112,38 +115,76 @@ class Stage:
     """A part of the training.
 
     Attributes:
-        lags: Ascending.
-        steps: Optimiser steps.
+        lags: Ascending; a stream has cues behind each of them.
         batch: Streams in a step.
+        steps: Most optimiser steps; fewer where nothing is wrong any more.
+        rate: Learning rate.
     """
 
     lags: tuple[int, ...]
-    steps: int
     batch: int
+    steps: int
+    rate: float
 
 
 def stages(lags: Sequence[int], tokens: int) -> list[Stage]:
-    """One stage a lag, about ``tokens`` tokens a step."""
-    chosen = []
-    for k, lag in enumerate(lags):
-        batch = min(max(tokens // lag, LEAST_BATCH), MOST_BATCH)
-        chosen.append(Stage(tuple(lags[: k + 1]), STEPS[min(k, len(STEPS) - 1)], batch))
-    return chosen
+    """One stage for each lag and for those in between, half a decade apart; about ``tokens`` tokens a step."""
+    rungs = list(lags[:1])
+    for lag in lags[1:]:
+        between = round(2 * math.log10(lag / rungs[-1]))
+        rungs += [round(rungs[-1] * (lag / rungs[-1]) ** (k / between)) for k in range(1, between)] + [lag]
+    return [
+        Stage(
+            tuple(rungs[: k + 1]), min(max(tokens // lag, LEAST_BATCH), MOST_BATCH), STEPS[min(k, 1)], RATES[min(k, 1)]
+        )
+        for k, lag in enumerate(rungs)
+    ]
 
 
-def train(model: Copier, stage: Stage, window: int | None, generator: torch.Generator) -> None:
-    """Fit a model to whole streams with cues behind all the lags, or to windows that end behind one of them."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=RATE, betas=(0.9, 0.95))
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=stage.steps)
-    for step in range(stage.steps):
-        lags = stage.lags if window is None else (stage.lags[step % len(stage.lags)],)
-        scores, wanted = read_part(model, draw(stage.batch, lags, generator), window, generator)
-        loss = F.cross_entropy(scores.flatten(0, 1).float(), wanted.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        decay.step()
+def train(
+    model: Copier,
+    curriculum: Sequence[Stage],
+    window: int | None,
+    generator: torch.Generator,
+    steps: Sequence[int] | None = None,
+) -> list[int]:
+    """Fit a model to whole streams with cues behind all the lags, or to windows that end behind one of them.
+
+    Args:
+        model: What learns.
+        curriculum: Stages; one optimiser goes through all of them.
+        window: Tokens that are read; None for whole streams.
+        generator: Of streams.
+        steps: Of each stage; None ends a stage as soon as the answers at its longest lag are right.
+
+    Returns:
+        Steps that each stage took.
+    """
+    optimizer, taken = torch.optim.AdamW(parameter_groups(model, 0.0), betas=(0.9, 0.95)), []
+    for number, stage in enumerate(curriculum):
+        right = 0
+        for step in range(stage.steps if steps is None else steps[number]):
+            lags = stage.lags if window is None else (stage.lags[step % len(stage.lags)],)
+            scores, wanted = read_part(model, draw(stage.batch, lags, generator), window, generator)
+            _descend(model, optimizer, scores, wanted, stage.rate * min(1.0, (step + 1) / WARM_UP))
+            if steps is None:
+                wrong = (scores[:, -SLOTS:].argmax(-1) != wanted[:, -SLOTS:]).any().item()
+                right = 0 if wrong else right + stage.batch * SLOTS
+                if step + 1 >= WARM_UP and right >= ENOUGH:
+                    break
+        taken.append(step + 1)
+    return taken
+
+
+def _descend(model: Copier, optimizer: torch.optim.Optimizer, scores: Tensor, wanted: Tensor, rate: float) -> None:
+    """One step of the optimiser."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss = F.cross_entropy(scores.flatten(0, 1).float(), wanted.flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimizer.step()
 
 
 def read_part(
@@ -191,25 +232,31 @@ def best_error(lag: int, window: int | None) -> float:
     return 0.0 if window is None or lag + SLOTS <= window else GUESSING
 
 
-def measure(given: argparse.Namespace, window: int | None, seed: int) -> list[dict]:
-    """Train and test one model; one row a lag."""
+def measure(given: argparse.Namespace, window: int | None, seed: int, steps: Sequence[int] | None) -> list[dict]:
+    """Train and test one model; one row a lag.
+
+    Args:
+        given: The command's options.
+        window: Tokens that are read; None for a carried state.
+        seed: Of weights and streams.
+        steps: Training steps of each stage; None takes as many as it needs.
+    """
     with torch.autocast(given.device, torch.bfloat16, enabled=given.dtype == "bfloat16"):
-        return _measure(given, window, seed)
+        return _measure(given, window, seed, steps)
 
 
-def _measure(given: argparse.Namespace, window: int | None, seed: int) -> list[dict]:
+def _measure(given: argparse.Namespace, window: int | None, seed: int, steps: Sequence[int] | None) -> list[dict]:
     torch.manual_seed(seed)
     generator = torch.Generator(given.device).manual_seed(seed)
     model, begun = Copier(given.layout, given.lags[-1]).to(given.device), time.perf_counter()
-    for stage in stages(given.lags, given.tokens):
-        train(model, stage, window, generator)
+    taken = train(model, stages(given.lags, given.tokens), window, generator, steps)
     trained = time.perf_counter() - begun
     if window is None:
         errors = carried_errors(model, given.lags, given.streams, generator)
     else:
         errors = window_errors(model, given.lags, given.streams, window, generator)
     carried = {"what": "delayed-copy", "reads": f"window {window}" if window else "carried state", "seed": seed}
-    carried |= {"layout": given.layout, "dtype": given.dtype, "answers": given.streams * SLOTS}
+    carried |= {"layout": given.layout, "dtype": given.dtype, "answers": given.streams * SLOTS, "steps": taken}
     carried |= {"train_s": round(trained, 1)}
     carried |= {"test_s": round(time.perf_counter() - begun - trained, 1)}
     return [
@@ -281,8 +328,10 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(given.threads)
     command, rows = " ".join(["seqkit bench delayed-copy", *argv]), []
     for seed in given.seeds:
+        steps = None  # of a carried state that was trained before; without one a window takes the most
         for reads in given.reads:
-            found = measure(given, None if reads == "carried" else int(reads), seed)
+            found = measure(given, None if reads == "carried" else int(reads), seed, steps)
+            steps = steps or (found[0]["steps"] if reads == "carried" else None)
             found = [row | environment(given.device, seed, command) for row in found]
             errors = ", ".join(f"{row['lag']:,}: {row['error']:.3f}" for row in found)
             print(f"seed {seed}, {found[0]['reads']}, {found[0]['train_s']} s: {errors}", file=sys.stderr, flush=True)

@@ -113,5 +113,6 @@ def test_offloading_frees_device_memory_and_changes_nothing(mixer):
         hidden.square().mean().backward()
         results.append([p.grad for p in model.parameters()])
         del hidden, model
-    torch.testing.assert_close(results[1], results[2], rtol=0, atol=0)
+    unordered = 1e-5 if mixer == "attention" else 0  # torch's attention adds gradients up in no fixed order on a GPU
+    torch.testing.assert_close(results[1], results[2], rtol=unordered, atol=unordered)
     assert kept[1] - kept[2] > 3 * 20_000 * 128 * 4

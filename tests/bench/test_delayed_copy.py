@@ -42,12 +42,17 @@ def test_parts_of_a_stream_hold_what_the_whole_holds(cuts):
 class Oracle(torch.nn.Module):
     """Knows the answers, as far as the marks are in what it is given."""
 
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
     def forward(self, ids, positions):
         ids = ids.long()
         seen = (ids[:, :SLOTS] >= OTHERS).all(-1)
         slots = ids[:, positions] - OTHERS - SLOTS * VALUES
         values = ((ids[:, :SLOTS] - OTHERS) % VALUES).gather(1, slots.clamp(0, SLOTS - 1))
-        return torch.nn.functional.one_hot(torch.where(seen[:, None], values, 0), VALUES).float()
+        found = torch.nn.functional.one_hot(torch.where(seen[:, None], values, 0), VALUES).float()
+        return found * self.scale
 
 
 @pytest.mark.parametrize("window", [14, 34, 1000])
@@ -72,14 +77,31 @@ def test_carried_errors_are_those_of_one_pass(monkeypatch):
     assert errors == [int((named[:, k] != episodes.wanted[:, k]).sum()) / 80 for k in range(2)]
 
 
+def test_stages_climb_by_half_a_decade():
+    found = delayed_copy.stages((100, 1_000, 100_000), 1 << 16)
+    assert [stage.lags[-1] for stage in found] == [100, 316, 1_000, 3_162, 10_000, 31_623, 100_000]
+    assert [stage.batch for stage in found] == [64, 64, 64, 20, 6, 2, 2]
+    assert found[2].lags == (100, 316, 1_000)
+    assert [stage.lags for stage in delayed_copy.stages((12, 20), 64)] == [(12,), (12, 20)]
+
+
+def test_a_stage_ends_when_enough_answers_are_right():
+    """A model that knows everything takes the warm-up; a window that sees nothing as many steps as it is told."""
+    curriculum = delayed_copy.stages((12,), 12 * 64)
+    model = Oracle()
+    assert delayed_copy.train(model, curriculum, None, generator()) == [delayed_copy.WARM_UP]
+    assert delayed_copy.train(model, curriculum, 8, generator(), [3]) == [3]
+
+
 def test_a_short_lag_is_learned_from_the_stream_and_not_from_a_window(tmp_path, monkeypatch):
-    monkeypatch.setattr(delayed_copy, "STEPS", (60,))
+    monkeypatch.setattr(delayed_copy, "STEPS", (60, 20))
     out = tmp_path / "rows.jsonl"
     options = ["--lags", "12", "--reads", "carried", "8", "--seeds", "0", "--tokens", "512", "--streams", "100"]
     options += ["--layout", "mamba2"]
     assert delayed_copy.main([*options, "--device", "cpu", "--out", str(out)]) == 0
     carried, windowed = (json.loads(line) for line in out.read_text().splitlines())
     assert (carried["reads"], carried["best"], windowed["best"]) == ("carried state", 0.0, GUESSING)
+    assert carried["steps"] == windowed["steps"]
     assert carried["error"] < 0.15
     assert windowed["error"] == pytest.approx(GUESSING, abs=0.1)
     assert (tmp_path / "rows.png").stat().st_size > 1000

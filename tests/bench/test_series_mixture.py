@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from seqkit.bench.series.mixture import candidates, mixture, relative_errors
+from seqkit.bench.series.mixture import Mixture, candidates, mixture, panel_quantiles, relative_errors
 
 SIZES = (6, 4, 12)  # horizon, season, lookback
 
@@ -37,3 +37,19 @@ def test_a_fall_towards_zero_gives_no_negative_forecast():
 @pytest.mark.parametrize("steps", [19, 23, 40])
 def test_short_series_are_forecast(steps):
     assert np.isfinite(mixture(seasons(steps, 0.1), *SIZES).forecast_H).all()
+
+
+def test_residuals_are_those_of_the_other_horizons_weights():
+    found = mixture(seasons(126), *SIZES)
+    assert found.residual_KH.shape == (2, 6)
+    np.testing.assert_allclose(found.residual_KH, 0, atol=1e-5)  # every ridge continues a periodic series
+
+
+def test_intervals_of_a_panel_hold_what_they_say():
+    rng = np.random.default_rng(0)
+    spread = rng.uniform(0.1, 10, 400)
+    errors = spread[:, None, None] * rng.normal(size=(400, 3, 6))  # two horizons held out, one to come
+    known = [Mixture(np.zeros(6), np.ones(1), e[:2], 1.0) for e in errors]
+    low, high = np.moveaxis(panel_quantiles(known, [0.1, 0.9]), 2, 0)
+    assert ((low <= errors[:, 2]) & (errors[:, 2] <= high)).mean() == pytest.approx(0.8, abs=0.03)
+    assert np.corrcoef(high[:, 0], spread)[0, 1] > 0.9  # restless series get wider ones

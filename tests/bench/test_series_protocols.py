@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from seqkit.bench.series import anomalies, command, ecg, files, m4, one_step, seismic, taxi, ucr
+from seqkit.bench.series import anomalies, command, ecg, files, m4, memory, one_step, seismic, taxi, ucr
 from seqkit.errors import InputError
 from seqkit.tasks.next_step_fit import ChunkConfig
 from seqkit.tasks.series_linear import fit_autoregression
@@ -26,6 +27,14 @@ def test_taxi(shared_data):
     assert adaptive["mae"] == rows["NAB taxi", "nlinear ridge 336"]["mae"]
     assert adaptive["coverage80"] == pytest.approx(0.8, abs=0.03)
     assert adaptive["coverage95"] == pytest.approx(0.95, abs=0.03)
+
+
+def test_a_taxi_model_begins_at_the_ridge_in_rides(shared_data, monkeypatch):
+    monkeypatch.setattr(taxi, "SETTINGS", replace(taxi.SETTINGS, epochs=0))
+    y, origins = taxi.load(shared_data)
+    found = taxi.scored(origins, *taxi.model_quantiles(y, 0, "cpu"))
+    assert found["mae"] == pytest.approx(2149, rel=0.02)
+    assert found["coverage95"] > 0.85
 
 
 def test_m4_hourly_by_the_organizers_rules(shared_data):
@@ -57,6 +66,22 @@ def test_format_212_by_hand(tmp_path, monkeypatch):
     """Samples 1023 and -2 pack to ff, e3, fe."""
     monkeypatch.setattr(files, "read_checked", lambda folder, name: bytes([0xFF, 0xF3, 0xFE]))
     np.testing.assert_allclose(files.ecg(tmp_path), [[-1 / 200], [-1026 / 200]])
+
+
+def test_ecg_models_forecast_from_the_same_origins(shared_data):
+    series = ecg.load(shared_data)[0]
+    test = ecg.parts(series)[2]
+    batch = test.batch(torch.arange(len(test)))
+    histories, futures = ecg.origins(series, ecg.LOOKBACK)
+    np.testing.assert_allclose(batch["z"][:, 0], histories, rtol=1e-5)
+    np.testing.assert_allclose(batch["target"][:, 0], futures, rtol=1e-5)
+
+
+def test_memory_is_measured_in_a_process_of_its_own(shared_data, monkeypatch):
+    monkeypatch.setattr(memory, "LENGTHS", (20_000,))
+    (row,) = memory.models(shared_data, "cpu", [0])
+    assert row.protocol == "seismic memory 20000"
+    assert 50 < row.metrics["before_mib"] < row.metrics["peak_mib"] < 2000
 
 
 def test_a_changed_file_is_refused(tmp_path):

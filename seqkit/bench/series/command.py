@@ -15,7 +15,7 @@ from seqkit.bench.series.files import FILES, missing
 from seqkit.bench.series.rows import Row
 from seqkit.errors import InputError
 
-PROTOCOLS = ("ett", "m4", "taxi", "anomalies", "ecg", "seismic", "ucr")
+PROTOCOLS = ("ett", "m4", "taxi", "anomalies", "ecg", "seismic", "memory", "ucr")
 SHOWN = (
     "mse",
     "mae",
@@ -27,11 +27,12 @@ SHOWN = (
     "log_likelihood",
     "accuracy",
     "recall at 2",
+    "peak_mib",
 )
 
 
 def protocol(name: str) -> ModuleType:
-    """The module of a protocol, with ``FILES``, ``baselines(folder)`` and mostly ``models(folder, device, seeds)``."""
+    """The module of a protocol: ``FILES``, and ``baselines(folder)``, ``models(folder, device, seeds)`` or both."""
     return importlib.import_module(f"seqkit.bench.series.{name}")
 
 
@@ -77,7 +78,8 @@ def run(names: list[str], folder: Path, device: str = "cpu", seeds: Sequence[int
                 absent[0], expected=f"below {folder}, plain or .gz", got="nothing", remedy="--list says where from."
             )
     for name in names:
-        yield from protocol(name).baselines(folder)
+        if hasattr(protocol(name), "baselines"):
+            yield from protocol(name).baselines(folder)
         if hasattr(protocol(name), "models"):
             yield from protocol(name).models(folder, device, seeds)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from seqkit.backbones import BackboneConfig
 from seqkit.bench.series import files
-from seqkit.bench.series.mixture import mixture
+from seqkit.bench.series.mixture import mixture, panel_quantiles
 from seqkit.bench.series.rows import LEVELS, Row, distribution_metrics, timed
 from seqkit.bench.series.train import Settings, WindowSet, forecast, train
 from seqkit.tasks import series_metrics as metrics
@@ -113,9 +113,10 @@ def each_series(
 
 
 def mixed(panel: Panel, group: Group) -> dict[str, float]:
-    """Point metrics of the mixture of closed forms; it has no distribution."""
+    """All metrics of the mixture of closed forms; its intervals come from the errors of the whole panel."""
     sizes = (group.horizon, group.season, group.lookback)
-    return point_metrics(panel, np.stack([mixture(history, *sizes).forecast_H for history in panel.histories]))
+    mixtures = [mixture(history, *sizes) for history in panel.histories]
+    return all_metrics(panel, np.stack([m.forecast_H for m in mixtures]), panel_quantiles(mixtures, LEVELS))
 
 
 def baselines(folder: Path) -> Iterator[Row]:

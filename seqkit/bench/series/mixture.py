@@ -1,21 +1,23 @@
 """A mixture of closed forms for one series, weighed on the series' own last horizons: no network, one setting for all.
 
 The candidates are lag ridges of values and of logarithms, at two lookbacks and two penalties, and two seasonal naive
-forecasts. Each is fitted before the last two horizons and before the last one, and weighs by its error there.
+forecasts. Each is fitted before the last two horizons and before the last one, and weighs by its error there. Intervals
+are those of all series' errors on these horizons, each horizon forecast with the weights of the other.
 
-Legend: T steps of a series, H horizon, M candidates.
+Legend: T steps of a series, S series, H horizon, K held-out horizons, M candidates, Q quantile levels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from seqkit.tasks import series_metrics as metrics
-from seqkit.tasks.series_baselines import seasonal_naive
+from seqkit.tasks.series_baselines import conformal_quantiles, seasonal_naive
 from seqkit.tasks.series_linear import fit_linear
 
 PENALTIES = (0.01, 0.1)
@@ -31,10 +33,14 @@ class Mixture(NamedTuple):
     Attributes:
         forecast_H: Weighted mean of the candidates.
         weight_M: Weights.
+        residual_KH: Values of each held-out horizon, less the mean by the weights of the others.
+        scale: Mean seasonal change of the series, that of MASE; 1 where it does not change.
     """
 
     forecast_H: NDArray
     weight_M: NDArray
+    residual_KH: NDArray
+    scale: float
 
 
 def mixture(history_T: NDArray, horizon: int, season: int, lookback: int) -> Mixture:
@@ -46,14 +52,41 @@ def mixture(history_T: NDArray, horizon: int, season: int, lookback: int) -> Mix
         season: Steps of the short season, in MASE's scale and the first naive forecast.
         lookback: Of the ridges, also twice it; of the second naive forecast.
     """
-    scale = metrics.seasonal_scale(history_T, season) or 1.0
+    scale = float(metrics.seasonal_scale(history_T, season)) or 1.0
     sizes = (horizon, season, lookback)
     ends = [len(history_T) - horizon * back for back in range(HELD_OUT, 0, -1)]
     held = [(candidates(history_T[:end], *sizes), history_T[end : end + horizon]) for end in ends]
-    error_M = sum(relative_errors(forecasts, truth, scale) for forecasts, truth in held)
+    error_KM = np.stack([relative_errors(forecasts, truth, scale) for forecasts, truth in held])
+    others_KM = error_KM.sum(0) - error_KM
+    residuals = [truth - weights(error_M) @ f for (f, truth), error_M in zip(held, others_KM, strict=True)]
+    weight_M = weights(error_KM.sum(0))
+    return Mixture(weight_M @ candidates(history_T, *sizes), weight_M, np.stack(residuals), scale)
+
+
+def weights(error_M: NDArray) -> NDArray:
+    """(M,) weights of candidates with these errors; they sum to 1."""
     weight_M = np.exp(-SHARPNESS * error_M / max(error_M.min(), 1e-12))
-    weight_M /= weight_M.sum()
-    return Mixture(weight_M @ candidates(history_T, *sizes), weight_M)
+    return weight_M / weight_M.sum()
+
+
+def panel_quantiles(mixtures: Sequence[Mixture], levels: ArrayLike) -> NDArray:
+    """(S, H, Q) quantiles around the forecasts of all series of a panel, conformal over its held-out horizons.
+
+    Errors are counted in units of the geometric mean of a series' seasonal change and its mean held-out error; for a
+    held-out horizon that of the others, since its own error may not tell how large it is.
+    """
+    size_SK = np.stack([np.abs(mixture.residual_KH).mean(1) for mixture in mixtures])
+    scale_S = np.array([mixture.scale for mixture in mixtures])
+    others_SK = (size_SK.sum(1, keepdims=True) - size_SK) / (HELD_OUT - 1)
+    unit_SK, unit_S = _unit(scale_S[:, None], others_SK), _unit(scale_S, size_SK.mean(1))
+    residual_SKH = np.stack([mixture.residual_KH for mixture in mixtures]) / unit_SK[..., None]
+    quantile_HQ = conformal_quantiles(residual_SKH.reshape(-1, residual_SKH.shape[-1]), levels)
+    forecast_SH = np.stack([mixture.forecast_H for mixture in mixtures])
+    return forecast_SH[..., None] + unit_S[:, None, None] * quantile_HQ
+
+
+def _unit(scale: NDArray, size: NDArray) -> NDArray:
+    return np.sqrt(scale * np.maximum(size, 1e-6 * scale))
 
 
 def candidates(history_T: NDArray, horizon: int, season: int, lookback: int) -> NDArray:

@@ -5,7 +5,8 @@ The part from row 8,256 on holds two labelled windows, so errors there are partl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -13,17 +14,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from seqkit.backbones import BackboneConfig
 from seqkit.bench.series import files
 from seqkit.bench.series.rows import LEVELS, Row, distribution_metrics, timed
+from seqkit.bench.series.train import Settings, WindowSet, forecast, train
 from seqkit.tasks import series_metrics as metrics
 from seqkit.tasks.adaptive import adapted
+from seqkit.tasks.base import OptimConfig
 from seqkit.tasks.series_baselines import (
     conformal_quantiles,
     naive,
     seasonal_naive,
     seasonal_naive_quantiles,
 )
+from seqkit.tasks.series_encoder import TokenConfig
 from seqkit.tasks.series_linear import fit_linear, windows
+from seqkit.tasks.series_net import ForecastNetConfig
 
 FILES = ("nyc_taxi.csv", files.WINDOWS)
 HORIZON, DAY, WEEK = 48, 48, 336
@@ -101,3 +107,42 @@ def baselines(folder: Path) -> Iterator[Row]:
     yield timed("NAB taxi", "mean of four weeks", lambda: scored(origins, origins.each(four_weeks)))
     for lookback, (kind, rate) in product((WEEK, 2 * WEEK), RATES.items()):
         yield timed("NAB taxi", f"nlinear ridge {lookback}{kind}", ridge, y, origins, lookback, rate)
+
+
+SETTINGS = Settings(
+    model=BackboneConfig(
+        d_model=32, layout="mamba2*2", d_state=16, headdim=16, dropout=0.1, vocab_size=0, n_channels=1
+    ),
+    tokens=TokenConfig(kind="patch", patch=8),
+    net=ForecastNetConfig(head="quantile", norm="last", dropout=0.1),
+    optim=OptimConfig(lr=2e-3, weight_decay=0.05),
+    epochs=10,
+    patience=4,
+    batch=32,
+)
+"""Those of ``seqkit fit --task forecast``."""
+
+
+def model_quantiles(y: NDArray, seed: int, device: str) -> tuple[NDArray, NDArray]:
+    """Median (43, 48) and quantiles of a model that saw what the ridge saw, but is not fitted again to all of it."""
+    loc, scale = y[:VALIDATION].mean(), y[:VALIDATION].std()
+    parts = (y[:VALIDATION], y[VALIDATION - WEEK : TEST], y[TEST - WEEK :])
+    strides = (1, 1, HORIZON)
+    training, validation, test = (
+        WindowSet([(part - loc) / scale], WEEK, HORIZON, stride=stride, loc=loc, scale=scale)
+        for part, stride in zip(parts, strides, strict=True)
+    )
+    _, median, quantiles = forecast([train(SETTINGS, training, validation, seed, device)], test, LEVELS)
+    return median, quantiles
+
+
+def models(folder: Path, device: str, seeds: Sequence[int]) -> Iterator[Row]:
+    """A week of patches over the NLinear ridge; intervals fixed and adaptive."""
+    y, origins = load(folder)
+    for seed in seeds:
+        begun = time.perf_counter()
+        median, quantiles = model_quantiles(y, seed, device)
+        seconds = time.perf_counter() - begun
+        for kind, rate in RATES.items():
+            found = scored(origins, median, adaptive(origins, quantiles, rate))
+            yield Row("NAB taxi", f"seqkit{kind}", found, seconds, seed)

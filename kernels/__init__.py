@@ -11,11 +11,13 @@ from seqkit.kernels.mamba3.step import mamba3_step
 from seqkit.kernels.norm.function import gated_rms_norm, rms_norm
 from seqkit.kernels.selective.function import selective_scan
 from seqkit.kernels.selective.inner import selective_inner
+from seqkit.kernels.ssd.bidirectional import DirectionOperands, ssd_bidirectional
 from seqkit.kernels.ssd.function import ssd_scan
 from seqkit.kernels.ssd.inner import ssd_inner
 from seqkit.kernels.steps import conv_step, selective_step, ssd_step
 
 __all__ = [
+    "DirectionOperands",
     "Mamba3State",
     "causal_conv",
     "conv_step",
@@ -29,6 +31,7 @@ __all__ = [
     "selective_inner",
     "selective_scan",
     "selective_step",
+    "ssd_bidirectional",
     "ssd_inner",
     "ssd_scan",
     "ssd_step",

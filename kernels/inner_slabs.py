@@ -109,9 +109,17 @@ class SlabCall:
         if self.out_bias is not None:
             totals.add("out_bias", dy.sum((0, 1), dtype=self.wide))
 
-    def add_convolution(self, totals: Totals, dy: torch.Tensor, dstate: torch.Tensor | None, dx: torch.Tensor, *args):
-        """Write ``dx``, add one slab's gradients of taps and bias; returns the adjoint of the state before it."""
-        _, dtaps, dbias, dstate = self.conv.backward(dy, dstate, *self.conv_arguments(*args), into={"dx": dx})
+    def add_convolution(
+        self,
+        totals: Totals,
+        dy: torch.Tensor,
+        dstate: torch.Tensor | None,
+        dx: torch.Tensor,
+        *args,
+        add: bool = False,
+    ) -> torch.Tensor:
+        """Write or add to ``dx``, add up gradients of taps and bias; returns the adjoint of the state before."""
+        _, dtaps, dbias, dstate = self.conv.backward(dy, dstate, *self.conv_arguments(*args), into={"dx": dx}, add=add)
         totals.add("conv_weight", dtaps)
         if dbias is not None:
             totals.add("conv_bias", dbias)
@@ -122,7 +130,7 @@ class SlabCall:
         totals.add_product("in_weight", dprojected, self.x[:, span].to(self.dtype), self.wide)
         if self.in_bias is not None:
             totals.add("in_bias", dprojected.sum((0, 1), dtype=self.wide))
-        _write(dx, dprojected, self.in_weight.t())
+        write_projected(dx, dprojected, self.in_weight.t())
 
 
 class Totals(dict):
@@ -167,7 +175,7 @@ def run_forward(call: SlabCall, width: int, run: Callable[..., tuple[torch.Tenso
             ssms.append(call.keep(span, ssm))
         part, conv, ssm = run(span, conv, ssm)
         if y is not None:
-            _write(y[:, span], part, call.out_weight, call.out_bias)
+            write_projected(y[:, span], part, call.out_weight, call.out_bias)
         else:
             y = part if call.out_weight is None else F.linear(part, call.out_weight, call.out_bias)
     if len(spans) == 1:
@@ -175,12 +183,25 @@ def run_forward(call: SlabCall, width: int, run: Callable[..., tuple[torch.Tenso
     return y, conv, ssm, torch.stack(convs), torch.stack(ssms)
 
 
-def _write(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None = None) -> None:
-    """Project x into the slab of a longer tensor: in place for one sequence, whose slab is contiguous."""
+def write_projected(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
+    *,
+    add: bool = False,
+) -> None:
+    """Project x into the slab of a longer tensor: in place for one sequence, whose slab is contiguous.
+
+    With ``add`` (and no bias) to what stands there.
+    """
     if weight is None:
         out.copy_(x)
     elif x.shape[0] > 1 or out.dtype != x.dtype:
-        out.copy_(F.linear(x, weight, bias))
+        projected = F.linear(x, weight, bias)
+        out.copy_(out + projected if add else projected)
+    elif add:
+        out[0].addmm_(x[0], weight.t())
     elif bias is None:
         torch.mm(x[0], weight.t(), out=out[0])
     else:

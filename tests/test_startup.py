@@ -102,6 +102,7 @@ ABSENT = {
             "rotation",
             "slices",
             "spans",
+            "sum_kernels",
         ),
     ),
 }

@@ -164,7 +164,11 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def backward(
-    dy: torch.Tensor, dfinal: torch.Tensor | None, *args, into: dict[str, torch.Tensor] | None = None
+    dy: torch.Tensor,
+    dfinal: torch.Tensor | None,
+    *args,
+    into: dict[str, torch.Tensor] | None = None,
+    add: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of x, weight, bias, initial_state (None where the operand is absent).
 
@@ -173,6 +177,7 @@ def backward(
         dfinal: Gradient of the final states (S, W - 1, D), or None.
         *args: Those of :func:`forward`.
         into: ``{"dx": tensor}`` to write that gradient there; last dimension contiguous.
+        add: Add to what stands there.
     """
     ops = make_operands(*args)
     weight, bias, initial = args[1], args[2], args[3]
@@ -198,7 +203,7 @@ def backward(
     if dfinal is not None and ops.halo:
         dentry_SWD = _final_gradient(ops, dfinal.to(ops.taps_WD.dtype), dx_RD, dentry_SWD)
     return (
-        as_batch(dx_RD, ops.x_BLD, (into or {}).get("dx")),
+        into["dx"].add_(as_batch(dx_RD, ops.x_BLD)) if add else as_batch(dx_RD, ops.x_BLD, (into or {}).get("dx")),
         dtaps_WD.t().to(weight.dtype).contiguous(),
         None if bias is None else dbias_D.to(bias.dtype),
         None if initial is None else dentry_SWD.to(initial.dtype).contiguous(),

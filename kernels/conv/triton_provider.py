@@ -84,12 +84,20 @@ def input_gradient(dpres, taps, LAST: tl.constexpr, W: tl.constexpr):
     return total
 
 
+@triton.jit
+def put_gradient(dx_ptr, at, value, mask, ADD: tl.constexpr):
+    """Write a row of dx, or add to what stands there."""
+    if ADD:
+        value += tl.load(dx_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + at, value.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
 @triton.jit(do_not_specialize=VARYING)
 def conv_gradient_kernel(
     dy_ptr, x_ptr, entry_ptr, taps_ptr, bias_ptr, dx_ptr, dtaps_ptr, dbias_ptr, segment_ptr, table_ptr,
     length, per_row, segments, channels, blocks, sgb, sgl, sxb, sxl, sob, sol,
     W: tl.constexpr, SILU: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
-    PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    PACKED: tl.constexpr, REVERSE: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """Gradient of every input as far as y depends on it, and one partial sum per chunk of the taps' and the bias's."""
     program = tl.program_id(0).to(tl.int64)
@@ -133,7 +141,7 @@ def conv_gradient_kernel(
             source = position + j - (W - 1)
             at = token_at(source, begin, tokens, REVERSE) * sol
             mask = only_if(on_d, (source >= first) & (source < tokens))
-            tl.store(dx_ptr + at, input_gradient(dpres, taps, W - 1 + j, W).to(dx_ptr.dtype.element_ty), mask=mask)
+            put_gradient(dx_ptr, at, input_gradient(dpres, taps, W - 1 + j, W), mask, ADD)
         window, owed = last_of(rows, W - 1, STEPS), last_of(dpres, W - 1, STEPS)
         fetched, dys = coming, dys_coming
     rows, dpres = window, owed
@@ -145,7 +153,7 @@ def conv_gradient_kernel(
         source = position - (W - 1)
         at = token_at(source, begin, tokens, REVERSE) * sol
         mask = only_if(on_d, (source >= first) & (source < tokens))
-        tl.store(dx_ptr + at, input_gradient(dpres, taps, W - 1 + j, W).to(dx_ptr.dtype.element_ty), mask=mask)
+        put_gradient(dx_ptr, at, input_gradient(dpres, taps, W - 1 + j, W), mask, ADD)
     tl.store(dbias_ptr + k * channels + d, dbias, mask=on_d)
     for w in tl.static_range(W):
         tl.store(dtaps_ptr + (k * W + w) * channels + d, dtaps[w], mask=on_d)
@@ -290,7 +298,11 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def backward(
-    dy: torch.Tensor, dfinal: torch.Tensor | None, *args, into: dict[str, torch.Tensor] | None = None
+    dy: torch.Tensor,
+    dfinal: torch.Tensor | None,
+    *args,
+    into: dict[str, torch.Tensor] | None = None,
+    add: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of x, weight, bias, initial_state (None where the operand is absent).
 
@@ -299,10 +311,11 @@ def backward(
         dfinal: Gradient of the final states (S, W - 1, D), or None.
         *args: Those of :func:`forward`.
         into: ``{"dx": tensor}`` to write that gradient there; last dimension contiguous.
+        add: Add to what stands there.
     """
     x, weight, bias, initial = args[:4]
     if not 2 <= weight.shape[1] <= MOST_TAPS:
-        return reference.backward(dy, dfinal, *args, into=into)
+        return reference.backward(dy, dfinal, *args, into=into, add=add)
     call, dy = _Call(*args), rows_contiguous(dy)
     dx = into["dx"] if into else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dfinal = None if dfinal is None else dfinal.float().contiguous()
@@ -315,7 +328,8 @@ def backward(
         if call.programs:
             launch(
                 conv_gradient_kernel, call.programs,
-                dy, *operands, dx, dtaps, dbias, *call.geometry(), *strides, **call.constants(BACKWARD_STEPS),
+                dy, *operands, dx, dtaps, dbias, *call.geometry(), *strides, ADD=add,
+                **call.constants(BACKWARD_STEPS),
             )  # fmt: skip
         if call.segments.count and (dentry is not None or dfinal is not None):
             launch(
@@ -339,7 +353,9 @@ def compile_cases() -> dict[str, CompileCase]:
     chunk = {**state, "SILU": True, "CHUNK": CHUNKS[1]}
     return {
         "conv_forward_kernel": CompileCase(conv_forward_kernel, {**chunk, "STEPS": FORWARD_STEPS}, 1, types),
-        "conv_gradient_kernel": CompileCase(conv_gradient_kernel, {**chunk, "STEPS": BACKWARD_STEPS}, 1, types),
+        "conv_gradient_kernel": CompileCase(
+            conv_gradient_kernel, {**chunk, "STEPS": BACKWARD_STEPS, "ADD": True}, 1, types
+        ),
         "conv_state_kernel": CompileCase(conv_state_kernel, state, 1, types),
         "conv_state_gradient_kernel": CompileCase(conv_state_gradient_kernel, {**state, "SILU": True}, 1, types),
     }

@@ -5,7 +5,7 @@ Legend: R rows, D channels, K groups of D / K channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -136,3 +136,61 @@ def gated_rms_norm_backward(
             dx[at] = dh * gate
             dz[at] = dh * x_part * slope
     return dx, dz, dweight_Kd.flatten().to(weight.dtype)
+
+
+def gated_rms_norm_sum_forward(
+    xs: Sequence[torch.Tensor], z: torch.Tensor, weights: Sequence[torch.Tensor], eps: float, group_size: int
+) -> torch.Tensor:
+    """Sum of norm(x silu(z)) weight over one or two x, in their dtype."""
+    dtype = accumulate_dtype(z)
+    y = xs[0].new_empty(xs[0].shape)
+    for at in _blocks(z):
+        gate, total = torch.nn.functional.silu(z[at].to(dtype)), 0
+        for x, weight in zip(xs, weights, strict=True):
+            h = _grouped(x[at].to(dtype) * gate, group_size)
+            total = total + h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * _grouped(weight, group_size)
+        y[at] = total.flatten(-2)
+    return y
+
+
+def gated_rms_norm_sum_backward(
+    dy: torch.Tensor,
+    xs: Sequence[torch.Tensor],
+    z: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    eps: float,
+    group_size: int,
+    dz: torch.Tensor,
+    *,
+    keep_sum: bool,
+) -> list[torch.Tensor]:
+    """Gradients of the weights; those of ``xs`` replace them, that of z goes to ``dz``.
+
+    Args:
+        dy: Gradient of the sum; replaced by the sum itself with ``keep_sum``.
+        xs: One or two tensors.
+        z: Gate.
+        weights: (D,) for each x.
+        eps: Added to the mean square.
+        group_size: Channels normalised together.
+        dz: Tensor or slice to write to.
+        keep_sum: Whether what the forward pass returned is wanted again.
+    """
+    dtype = accumulate_dtype(z)
+    grouped = [_grouped(weight, group_size) for weight in weights]
+    dweights = [torch.zeros_like(weight, dtype=torch.float64) for weight in grouped]
+    for at in _blocks(z):
+        gate, slope = silu_and_derivative(z[at].to(dtype))
+        dy_part, total, dgate = _grouped(dy[at].to(dtype), group_size), 0, 0
+        for x, weight, dweight in zip(xs, grouped, dweights, strict=True):
+            x_part = x[at].to(dtype)
+            h = _grouped(x_part * gate, group_size)
+            dh, dweight_part = _norm_gradient(h, dy_part, weight, eps)
+            dweight += dweight_part
+            total = total + h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * weight
+            dgate = dgate + dh.flatten(-2) * x_part
+            x[at] = dh.flatten(-2) * gate
+        dz[at] = dgate * slope
+        if keep_sum:
+            dy[at] = total.flatten(-2)
+    return [dweight.flatten().to(weight.dtype) for dweight, weight in zip(dweights, weights, strict=True)]

@@ -13,9 +13,16 @@ import triton
 import triton.language as tl
 
 from seqkit.kernels.devices import launch_row
+from seqkit.kernels.norm import sum_kernels
+from seqkit.kernels.norm.sum_kernels import gated_rms_norm_sum_backward, gated_rms_norm_sum_forward
 from seqkit.kernels.triton_compiled import launch
 from seqkit.kernels.triton_launch import CompileCase, ceil_div, guard, next_power, resident_programs
 from seqkit.kernels.triton_math import sigmoid
+
+__all__ = [
+    "compile_cases", "gated_rms_norm_backward", "gated_rms_norm_forward", "gated_rms_norm_sum_backward",
+    "gated_rms_norm_sum_forward", "rms_norm_backward", "rms_norm_forward",
+]  # fmt: skip
 
 TILE = 4096  # elements of a program's tile, where a row is shorter
 REGISTERS, TURNS = 255, 4  # of a thread of the gradient kernel; programs that a multiprocessor runs one after the other
@@ -206,7 +213,7 @@ def gated_rms_norm_backward(
 
 
 def compile_cases() -> dict[str, CompileCase]:
-    """Both kernels with a residual stream, and with a gate, on bfloat16 rows of 1,024 channels."""
+    """Both kernels with a residual stream, and with a gate, on bfloat16 rows of 1,024 channels; those of sums."""
     types = dict.fromkeys(("x_ptr", "z_ptr", "y_ptr", "dy_ptr", "dx_ptr", "dz_ptr"), "*bf16") | {"eps": "fp32"}
     shape = {"ROWS": 4, "BLOCK": 1024}
     residual = {**shape, "GATE_LAST": False, "z_ptr": None}
@@ -220,4 +227,5 @@ def compile_cases() -> dict[str, CompileCase]:
         "norm_gradient_kernel, gated": CompileCase(
             norm_gradient_kernel, {**shape, "GATE_LAST": True, "dtotal_ptr": None, "dresidual_ptr": None}, 4, types
         ),
+        **sum_kernels.compile_cases(),
     }

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from seqkit.kernels.ssd.forward import chain, gated, outputs, summaries, sweep
+from seqkit.kernels.ssd.forward import Kept, chain, gated, outputs, summaries, sweep
 from seqkit.kernels.ssd.tiles import (
     GEOMETRY,
     Call,
@@ -32,9 +32,8 @@ from seqkit.kernels.ssd.tiles import (
 )
 from seqkit.kernels.triton_chunks import locate_chunk, only_if
 from seqkit.kernels.triton_compiled import launch
-from seqkit.kernels.triton_launch import INTERPRETED, ceil_div, guard, rows_contiguous
+from seqkit.kernels.triton_launch import ceil_div, guard, rows_contiguous
 
-SCRATCH_BYTES = 1 if INTERPRETED else 2**28  # each for states and adjoints; at least one span
 WEIGHT_PROGRAMS = 512  # chunks x blocks of heads that fill a device; fewer chunks split the heads of a group
 
 
@@ -235,9 +234,13 @@ class _Gradients:
             self.D = call.new(call.spans, heads, call.parts * (1 if call.skip_per_head else call.P))
 
 
-def _walks(call: Call, dy, starts, adjoints, steps, grads: _Gradients, scratch, base: int, spans: int) -> None:
-    """States and adjoints at all chunk borders of a slab, and the gradients of its tokens but for B and C."""
-    if call.z is None and grads.y is None:
+def _walks(
+    call: Call, dy, starts, adjoints, steps, grads: _Gradients, scratch, filled: bool, base: int, spans: int
+) -> None:
+    """States (unless they are there) and adjoints at all chunk borders of a slab, gradients of its tokens' x and dt."""
+    if filled:
+        pass
+    elif call.z is None and grads.y is None:
         sweep(call, call.x, None, call.B, steps, starts, scratch[0], None, adjoint=False, base=base, spans=spans)
     else:
         outputs(call, steps, starts, grads.y, dy, grads.z, scratch[0], base=base, spans=spans)
@@ -258,17 +261,17 @@ def _head_blocks(call: Call) -> tuple[int, int]:
     return ceil_div(group, width), width
 
 
-def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients) -> None:
-    """Fill ``grads``, slab by slab."""
+def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients, states=None) -> None:
+    """Fill ``grads``, slab by slab; ``states`` are those at all chunk starts, if they are there."""
     blocks, width = _head_blocks(call)
     warps = 4 if call.N <= 64 else 8
     dB, dC = (grads.B[None], grads.C[None]) if blocks == 1 else call.new(2, blocks, *call.B.shape).unbind(0)
-    per_span = call.chunks_per_span * call.H * call.P * call.N
-    slab = max(1, min(call.spans, SCRATCH_BYTES // (per_span * call.scratch_dtype.itemsize)))
-    scratch = call.new(2, slab, per_span, dtype=call.scratch_dtype)
+    slab, filled = call.scratch_spans, states is not None
+    room = call.new(1 if filled else 2, slab, call.states_per_span, dtype=call.scratch_dtype)
+    scratch = (states if filled else room[1], room[0])
     for base in range(0, call.spans, slab):
         spans = min(slab, call.spans - base)
-        _walks(call, dy, starts, adjoints, steps, grads, scratch, base, spans)
+        _walks(call, dy, starts, adjoints, steps, grads, scratch, filled, base, spans)
         launch(
             weight_kernel, spans * call.chunks_per_span * call.G * blocks,
             dy, call.x, call.C, call.B, call.z, *steps, scratch[0], scratch[1], dB, dC, grads.decays,
@@ -291,7 +294,7 @@ def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients)
 def backward(
     dy: torch.Tensor,
     dfinal: torch.Tensor | None,
-    starts_KHPN: torch.Tensor,
+    kept: torch.Tensor | Kept,
     *args,
     into: dict[str, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
@@ -300,7 +303,7 @@ def backward(
     Args:
         dy: Gradient of y (B, L, H, P).
         dfinal: Gradient of the final states (S, H, P, N), or None.
-        starts_KHPN: Span-start states of the forward pass.
+        kept: Span-start states of the forward pass, or all that it left.
         *args: Those of :func:`seqkit.kernels.ssd.forward.forward`.
         into: Tensors to write "dx", "ddt", "dB", "dC" and "dz" into, and "y", which receives the forward pass's output;
             last dimensions contiguous.
@@ -308,12 +311,12 @@ def backward(
     call, dy = Call(*args), rows_contiguous(dy)
     A, D, dt_bias, initial_state = args[2], args[5], args[7], args[8]
     grads = _Gradients(call, into)
-    steps = call.steps()
+    starts_KHPN, steps, states = kept if isinstance(kept, Kept) else (kept, call.steps(), None)
     with guard(call.x):
         dfinal = None if dfinal is None else dfinal.float().contiguous()
         adjoints, dentry = chain(call, *summaries(call, dy, call.z, call.C, steps, True), dfinal, flip=True)
         if call.spans:
-            _token_gradients(call, dy, starts_KHPN, adjoints, steps, grads)
+            _token_gradients(call, dy, starts_KHPN, adjoints, steps, grads, states)
     dA, dbias = (x.sum(0, dtype=torch.float64) for x in (grads.A, grads.bias))
     dD = None if D is None else grads.D.sum(0 if D.dim() == 2 else (0, 2)).to(D.dtype)
     return (

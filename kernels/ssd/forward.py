@@ -10,6 +10,8 @@ Legend: B batch, L length, S segments, H heads, P head channels, N states, G gro
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -33,6 +35,20 @@ from seqkit.kernels.triton_math import exp2, sigmoid
 
 CHAIN_BLOCK = 64
 CHAIN_STEPS = 16  # spans whose states are fetched together
+
+
+class Kept(NamedTuple):
+    """What a backward pass right behind the forward pass need not compute again.
+
+    Attributes:
+        starts: Span-start states (K, H, P, N).
+        steps: Step sizes and running sums of log2 decays.
+        states: States at all chunk starts; None where scratch memory does not hold them at once.
+    """
+
+    starts: torch.Tensor
+    steps: tuple[torch.Tensor, torch.Tensor]
+    states: torch.Tensor | None
 
 
 @triton.jit
@@ -253,22 +269,31 @@ def summaries(call: Call, x, z, B, steps, adjoint: bool) -> tuple[torch.Tensor, 
     return ends, totals
 
 
-def forward(*args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def forward(
+    *args, into: dict[str, torch.Tensor] | None = None, keep: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | Kept]:
     """Scan.
 
     Args:
         *args: Those of the custom op, without the provider.
+        into: ``{"y": tensor}`` to write the outputs there; last dimensions contiguous.
+        keep: Whether the backward pass follows at once: it then takes all of :class:`Kept`.
 
     Returns:
-        y (B, L, H, P) in x's dtype, final states (S, H, P, N), span-start states (K, H, P, N).
+        y (B, L, H, P) in x's dtype, final states (S, H, P, N), span-start states (K, H, P, N) or, with ``keep``, these
+        and more.
     """
     call = Call(*args)
     x = call.x
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = into["y"] if into else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     steps = call.steps()
+    states = (
+        call.new(call.spans, call.states_per_span, dtype=call.scratch_dtype) if keep and call.fits_scratch else None
+    )
     with guard(x):
         starts, final = chain(call, *summaries(call, x, None, call.B, steps, False), call.entry, flip=False)
         if call.spans:
-            outputs(call, steps, starts, y, spans=call.spans)
+            outputs(call, steps, starts, y, states=states, spans=call.spans)
     shape = (*x.shape[2:], call.N)
-    return y, final.view(-1, *shape), starts.view(-1, *shape)
+    starts = starts.view(-1, *shape)
+    return y, final.view(-1, *shape), Kept(starts, steps, states) if keep else starts

@@ -93,14 +93,19 @@ def ssd_inner(
     dtype = dtype or x.dtype
     if in_weight is None and dtype != x.dtype:
         raise ShapeError("dtype", expected=f"x's, {x.dtype}, without in_weight", got=str(dtype))
-    _check(dict(zip(inner_slabs.OPERANDS, operands, strict=True)), cu_seqlens, groups)
+    check_operands(dict(zip(inner_slabs.OPERANDS, operands, strict=True)), cu_seqlens, groups)
     provider = dispatch.provider_for("ssd_scan", A if dtype == torch.float64 else x, in_weight)
     slab = 0 if slab is None or slab >= x.shape[1] else slab
     settings = slab, reverse, dtype, provider, groups, float(eps), chunk_size
     return torch.ops.seqkit.ssd_inner_fwd(*operands, cu_seqlens, *settings)[:3]
 
 
-def _check(operands: dict[str, Tensor | None], cu_seqlens: Tensor | None, groups: int) -> None:
+def check_operands(operands: dict[str, Tensor | None], cu_seqlens: Tensor | None, groups: int) -> None:
+    """Refuse operands, by name, that do not fit together.
+
+    Raises:
+        ShapeError: A shape, dtype, device or layout does not fit.
+    """
     x = operands["x"]
     check_rank("x", x, 3, "(B, L, 2E + 2GN + H), or (B, L, D) with in_weight")
     check_rank("conv_weight", operands["conv_weight"], 2, "(E + 2GN, W)")

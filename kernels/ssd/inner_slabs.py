@@ -2,8 +2,8 @@
 
 The gradient of the gated norm needs the scan's output before the scan's own gradient can begin, so backward runs the
 scan of a slab again and no boundary state of it outlives the forward pass. Gradients of neighbouring operands are
-written side by side into one buffer: those of gate, convolution and time step, of x, B and C. Gradients of parameters
-are summed over slabs in the accumulation dtype, always in the same order.
+written side by side into one buffer: those of gate, convolution and time step, of x, B and C; that of the scan's output
+takes its place. Gradients of parameters are summed over slabs in the accumulation dtype, always in the same order.
 
 Legend: B batch, L length, T tokens of a slab, S segments, D channels of the block, E = H * P inner channels, H heads,
 P head channels, N states, G groups, W taps, K slabs.
@@ -12,6 +12,7 @@ P head channels, N states, G groups, W taps, K slabs.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,6 +23,22 @@ OPERANDS = (
     "x", "in_weight", "in_bias", "conv_weight", "conv_bias", "dt_bias", "A", "D", "norm_weight", "out_weight",
     "out_bias", "conv_state", "ssm_state",
 )  # fmt: skip
+
+
+class Scanned(NamedTuple):
+    """What the scan of one slab leaves for its gradients.
+
+    Attributes:
+        xbc: Convolved x, B and C (B, T, E + 2GN).
+        arguments: What the scan was given.
+        kept: What it keeps.
+        bounds: Packed boundaries inside the slab.
+    """
+
+    xbc: torch.Tensor
+    arguments: tuple
+    kept: Any
+    bounds: torch.Tensor | None
 
 
 class Call(SlabCall):
@@ -41,6 +58,7 @@ class Call(SlabCall):
         self.dt_bias, self.A, self.D, self.norm_weight = wide
         self.E, self.H = self.norm_weight.shape[0], self.A.shape[0]
         self.GN = (self.taps.shape[0] - self.E) // 2
+        self.norm_settings = self.eps, self.E // self.groups
 
     def split(self, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gate (B, T, E), input of the convolution (B, T, E + 2GN), time step (B, T, H)."""
@@ -57,9 +75,64 @@ class Call(SlabCall):
         steps = bounds, True, 0.0, math.inf, self.reverse, self.chunk_size
         return x, dt, self.A, B, C, self.D, None, self.dt_bias, state, *steps
 
-    def norm_arguments(self, y: torch.Tensor, z: torch.Tensor) -> tuple:
-        """What both passes of the gated norm of the scan's output (B, T, H, P) take."""
-        return y.flatten(-2), z, self.norm_weight, self.eps, self.E // self.groups, False
+    def scan_slab(self, inputs, dt, states: States, bounds, **options) -> tuple[torch.Tensor, States, Scanned]:
+        """Convolve and scan one slab.
+
+        Args:
+            inputs: Of the convolution (B, T, E + 2GN).
+            dt: Time step (B, T, H).
+            states: That enter.
+            bounds: Packed boundaries inside the slab.
+            options: Of the scan's forward pass.
+
+        Returns:
+            y (B, T, H, P), the states that leave, and what :meth:`scan_slab_gradients` takes.
+        """
+        conv, ssm = states
+        xbc, conv = self.conv.forward(*self.conv_arguments(inputs, conv, bounds))
+        arguments = self.scan_arguments(xbc, dt, ssm, bounds)
+        y, ssm, kept = self.scan.forward(*arguments, **options)
+        return y, (conv, ssm), Scanned(xbc, arguments, kept, bounds)
+
+    def scan_slab_gradients(
+        self,
+        totals: Totals,
+        dy: torch.Tensor,
+        adjoints: States,
+        scanned: Scanned,
+        inputs: torch.Tensor,
+        start: torch.Tensor | None,
+        dinputs: torch.Tensor,
+        ddt: torch.Tensor,
+        *,
+        add: bool = False,
+    ) -> States:
+        """Go back through scan and convolution of one slab.
+
+        Args:
+            totals: Sums of the parameters' gradients, to add to.
+            dy: Gradient of y (B, T, H, P).
+            adjoints: Of the states that leave.
+            scanned: What the forward pass left.
+            inputs: Of the convolution.
+            start: State of the convolution that entered.
+            dinputs: To write their gradient to.
+            ddt: To write that of the time step to.
+            add: Add to ``dinputs`` and ``ddt``.
+
+        Returns:
+            Adjoints of the states that entered.
+        """
+        (dconv, dssm), (xbc, arguments, kept, bounds) = adjoints, scanned
+        dxbc = torch.empty_like(xbc)
+        into = dict(zip(("dx", "dB", "dC"), self.heads(dxbc), strict=True)) | ({} if add else {"ddt": ddt})
+        grads = self.scan.backward(dy, dssm, kept, *arguments, into=into)
+        if add:
+            ddt += grads[1]
+        for name, grad in (("A", grads[2]), ("D", grads[5]), ("dt_bias", grads[7])):
+            totals.add(name, grad)
+        dconv = self.add_convolution(totals, dxbc, dconv, dinputs, inputs, start, bounds, add=add)
+        return dconv, grads[8]
 
 
 def forward(*args) -> tuple[torch.Tensor, ...]:
@@ -75,10 +148,11 @@ def forward(*args) -> tuple[torch.Tensor, ...]:
     call = Call(*args)
 
     def run(span: slice, conv: torch.Tensor | None, ssm: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        bounds, (z, xbc, dt) = call.bounds(span), call.split(call.project(span))
-        xbc, conv = call.conv.forward(*call.conv_arguments(xbc, conv, bounds))
-        y, ssm, _ = call.scan.forward(*call.scan_arguments(xbc, dt, ssm, bounds))
-        return call.norm.gated_rms_norm_forward(*call.norm_arguments(y, z)), conv, ssm
+        z, inputs, dt = call.split(call.project(span))
+        y, states, _ = call.scan_slab(inputs, dt, (conv, ssm), call.bounds(span))
+        return call.norm.gated_rms_norm_sum_forward(
+            [y.flatten(-2)], z, [call.norm_weight], *call.norm_settings
+        ), *states
 
     return run_forward(call, call.E, run)
 
@@ -119,36 +193,20 @@ def _backward_slab(
     dx: torch.Tensor,
 ) -> States:
     """Recompute one slab, write ``dx``, add to ``totals``; returns the adjoints of the two states before it."""
-    (conv_start, ssm_start), (dconv, dssm) = starts, adjoints
-    bounds, projected = call.bounds(span), call.project(span)
+    projected = call.project(span)
     z, inputs, dt = call.split(projected)
-    xbc, _ = call.conv.forward(*call.conv_arguments(inputs, conv_start, bounds))
-    scan_arguments = call.scan_arguments(xbc, dt, ssm_start, bounds)
-    y, _, boundary = call.scan.forward(*scan_arguments)
+    y, _, scanned = call.scan_slab(inputs, dt, starts, call.bounds(span), keep=True)
     dprojected = dx if call.in_weight is None else torch.empty_like(projected)
     dz, dinputs, ddt = call.split(dprojected)
-    dy = _through_norm(call, totals, dy, y, z, dz)
-    del y
-    dxbc = torch.empty_like(xbc)
-    into = dict(zip(("dx", "dB", "dC"), call.heads(dxbc), strict=True))
-    grads = call.scan.backward(dy, dssm, boundary, *scan_arguments, into=into | {"ddt": ddt})
-    for name, grad in (("A", grads[2]), ("D", grads[5]), ("dt_bias", grads[7])):
-        totals.add(name, grad)
-    del dy, boundary
-    dconv = call.add_convolution(totals, dxbc, dconv, dinputs, inputs, conv_start, bounds)
+    dnormed, whole = call.before_output(dy), call.out_weight is not None
+    (dweight,) = call.norm.gated_rms_norm_sum_backward(
+        dnormed, [y.flatten(-2)], z, [call.norm_weight], *call.norm_settings, dz, keep_sum=whole
+    )
+    totals.add("norm_weight", dweight)
+    if whole:
+        call.add_output(totals, dy, dnormed)
+    del dnormed, dy
+    adjoints = call.scan_slab_gradients(totals, y, adjoints, scanned, inputs, starts[0], dinputs, ddt)
     if call.in_weight is not None:
         call.add_input(totals, span, dprojected, dx)
-    return dconv, grads[8]
-
-
-def _through_norm(
-    call: Call, totals: Totals, dy: torch.Tensor, y: torch.Tensor, z: torch.Tensor, dz: torch.Tensor
-) -> torch.Tensor:
-    """Gradient of the scan's output ``y`` (B, T, H, P); writes that of the gate, adds those of norm and projection."""
-    arguments = call.norm_arguments(y, z)
-    if call.out_weight is not None:
-        call.add_output(totals, dy, call.norm.gated_rms_norm_forward(*arguments))
-    dscanned, dgate, dweight = call.norm.gated_rms_norm_backward(call.before_output(dy), *arguments)
-    dz.copy_(dgate)
-    totals.add("norm_weight", dweight)
-    return dscanned.view(y.shape)
+    return adjoints

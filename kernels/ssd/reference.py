@@ -27,23 +27,27 @@ def _table(ops: Operands) -> ChunkTable:
     return chunk_table(batch, length, ops.chunk_size, ops.cu_seqlens, ops.reverse, ops.x_BLHP.device)
 
 
-def forward(*args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def forward(
+    *args, into: dict[str, torch.Tensor] | None = None, keep: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scan.
 
     Args:
         *args: Those of :func:`seqkit.kernels.ssd.slabs.make_operands`.
+        into: ``{"y": tensor}`` to write the outputs there; last dimensions contiguous.
+        keep: Whether the backward pass follows at once; it takes the same either way.
 
     Returns:
         y (B, L, H, P) in x's dtype, final states (S, H, P, N), chunk-start states (K, H, P, N).
     """
-    ops = make_operands(*args)
+    ops, out = make_operands(*args), (into or {}).get("y")
     B, L, H, P = ops.x_BLHP.shape
     N = ops.B_BLGN.shape[3]
     segments = None if ops.cu_seqlens is None else ops.entry_SHPN.shape[0]
     starts = ops.A_H.new_zeros(boundary_shape(B, L, H, P, N, segments, ops.chunk_size))
     final_SHPN = torch.cat([ops.entry_SHPN, ops.A_H.new_zeros((1, H, P, N))])  # the extra row swallows non-closers
     if ops.empty:
-        return ops.x_BLHP.new_empty(ops.x_BLHP.shape), final_SHPN[:-1].clone(), starts
+        return ops.x_BLHP.new_empty(ops.x_BLHP.shape) if out is None else out, final_SHPN[:-1].clone(), starts
     table = _table(ops)
     y_RHP = new_rows(ops.x_BLHP)
     carry_HPN = ops.A_H.new_zeros((H, P, N))
@@ -60,7 +64,7 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if ops.z_BLHP is not None:
             y_CHQP *= silu_and_derivative(slab.gather_heads(ops.z_BLHP))[0]
         put_rows(y_RHP, slab.targets, y_CHQP.transpose(1, 2).flatten(0, 1))
-    return as_batch(y_RHP, ops.x_BLHP), final_SHPN[:-1].clone(), starts
+    return as_batch(y_RHP, ops.x_BLHP, out), final_SHPN[:-1].clone(), starts
 
 
 def _mixing(slab: Slab) -> torch.Tensor:

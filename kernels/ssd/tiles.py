@@ -26,6 +26,7 @@ CHUNK = 4 if INTERPRETED else 64
 SPANS = (8,) if INTERPRETED else (4096, 2048, 1024, 512, 256)
 LARGEST_STATE = 16 if INTERPRETED else 128 * 128  # P N of bfloat16 states; half of that in float32
 OPERANDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+SCRATCH_BYTES = 1 if INTERPRETED else 2**28  # each for states and adjoints; at least one span
 IN_FLIGHT, ON_HAND = 96 * 1024, 40 * 1024  # bytes of tiles being fetched, and of those in use
 HEADS = tl.constexpr(4)  # whose step sizes a program computes: they share the bytes that memory hands out
 PROGRAMS = 1024  # spans x heads that fill any device twice
@@ -203,6 +204,21 @@ class Call:
     def chunks_per_span(self) -> int:
         """Chunks of a whole span."""
         return self.span // self.chunk
+
+    @property
+    def states_per_span(self) -> int:
+        """Numbers in the states at the chunk starts of a span, over all heads."""
+        return self.chunks_per_span * self.H * self.P * self.N
+
+    @property
+    def scratch_spans(self) -> int:
+        """Spans whose states at chunk starts scratch memory holds."""
+        return max(1, min(self.spans, SCRATCH_BYTES // (self.states_per_span * self.scratch_dtype.itemsize)))
+
+    @property
+    def fits_scratch(self) -> bool:
+        """Whether it holds those of all."""
+        return self.spans <= self.scratch_spans
 
     @property
     def step_programs(self) -> int:

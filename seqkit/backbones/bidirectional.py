@@ -58,22 +58,15 @@ class Bidirectional(nn.Module):
         """
         left, right = (None, None) if state is None else (state.left, state.right)
         if self.left.takes_slabs(x_BLD):
-            return self._scan_slabs(x_BLD, left, right, cu_seqlens, reverse)
+            projections = self.in_proj, self.out_proj
+            y_BLD, states = self.left.scan_both_slabs(
+                self.right, x_BLD, *projections, (left, right), cu_seqlens=cu_seqlens, reverse=reverse
+            )
+            return y_BLD, BidirectionalState(*states)
         projected = self.in_proj(x_BLD)
         y_BLE, left = self.left.scan(projected, left, cu_seqlens=cu_seqlens, reverse=reverse)
         mirrored_BLE, right = self.right.scan(projected, right, cu_seqlens=cu_seqlens, reverse=not reverse)
         return self.out_proj(y_BLE + mirrored_BLE), BidirectionalState(left, right)
-
-    def _scan_slabs(
-        self, x_BLD: Tensor, left: Any, right: Any, cu_seqlens: Tensor | None, reverse: bool
-    ) -> tuple[Tensor, BidirectionalState]:
-        """Slabs of the two directions never meet, so each direction projects its own: memory is paid for with work."""
-        projections = self.in_proj, self.out_proj
-        y_BLD, left = self.left.scan_slabs(x_BLD, *projections, left, cu_seqlens=cu_seqlens, reverse=reverse)
-        mirrored_BLD, right = self.right.scan_slabs(
-            x_BLD, *projections, right, cu_seqlens=cu_seqlens, reverse=not reverse, add_bias=False
-        )
-        return y_BLD + mirrored_BLD, BidirectionalState(left, right)
 
     def step(self, x_BD: Tensor, state: Any) -> NoReturn:
         """Refuse: one direction reads from the end, which a single step has not seen.

@@ -50,6 +50,18 @@ class EquivariantEmbedding(Embedding):
         return torch.cat([own, super().forward(ids, channels)], dim=-1)
 
 
+class _JoinStrands(torch.autograd.Function):
+    """Both strands (B, L, D) side by side; their gradients lie apart, so that each is freed with its strand."""
+
+    @staticmethod
+    def forward(ctx, own_BLD: Tensor, other_BLD: Tensor) -> Tensor:
+        return torch.cat([own_BLD, other_BLD], dim=-1)
+
+    @staticmethod
+    def backward(ctx, dhidden_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(half.contiguous() for half in dhidden_BLD.chunk(2, dim=-1))
+
+
 class EquivariantStack(Stack):
     """A stack that runs on one half of the channels and, mirrored, on the other.
 
@@ -79,7 +91,7 @@ class EquivariantStack(Stack):
         before, behind = (None, None) if state is None else (state.forward, state.reverse)
         y_own, before = super().forward(own, before, cu_seqlens=cu_seqlens, reverse=reverse)
         y_other, behind = super().forward(other, behind, cu_seqlens=cu_seqlens, reverse=not reverse)
-        return torch.cat([y_own, y_other], dim=-1), StrandState(before, behind)
+        return _JoinStrands.apply(y_own, y_other), StrandState(before, behind)
 
     def step(self, x_BD: Tensor, state: StrandState) -> tuple[Tensor, StrandState]:
         """Refuse: the other strand is read from the end, which a single step has not seen.

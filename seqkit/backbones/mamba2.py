@@ -17,7 +17,7 @@ from seqkit.backbones.norm import GatedRMSNorm
 from seqkit.backbones.parameters import Linear, time_step_bias
 from seqkit.backbones.state import Mamba2State
 from seqkit.errors import ConfigError
-from seqkit.kernels import ssd_inner, ssd_scan, ssd_step
+from seqkit.kernels import DirectionOperands, ssd_bidirectional, ssd_inner, ssd_scan, ssd_step
 
 
 class Mamba2Core(ScanCore):
@@ -156,21 +156,13 @@ class Mamba2Core(ScanCore):
         Returns:
             y (B, L, D) and the next state.
         """
-        conv, ssm = (None, None) if state is None else (state.conv, state.ssm)
         y_BLD, conv, ssm = ssd_inner(
             x_BLD,
             in_weight=in_proj.weight,
             in_bias=in_proj.bias,
-            conv_weight=self.conv1d.weight[:, 0],
-            conv_bias=self.conv1d.bias,
-            dt_bias=self.dt_bias,
-            A=-self.A_log.exp(),
-            D=self.D,
-            norm_weight=self.norm.weight,
+            **self._operands(state)._asdict(),
             out_weight=out_proj.weight,
             out_bias=out_proj.bias if add_bias else None,
-            conv_state=conv,
-            ssm_state=ssm,
             groups=self.ngroups,
             eps=self.norm.eps,
             reverse=reverse,
@@ -180,6 +172,50 @@ class Mamba2Core(ScanCore):
             dtype=in_proj.compute_dtype(),
         )
         return y_BLD, Mamba2State(conv, ssm)
+
+    def scan_both_slabs(
+        self,
+        mirrored: Mamba2Core,
+        x_BLD: Tensor,
+        in_proj: Linear,
+        out_proj: Linear,
+        states: tuple[Mamba2State | None, Mamba2State | None],
+        *,
+        cu_seqlens: Tensor | None,
+        reverse: bool,
+    ) -> tuple[Tensor, tuple[Mamba2State, Mamba2State]]:
+        """As for any core, but every slab is projected once for both directions."""
+        directions = (core._operands(state) for core, state in zip((self, mirrored), states, strict=True))
+        y_BLD, own, other = ssd_bidirectional(
+            x_BLD,
+            *directions,
+            in_weight=in_proj.weight,
+            in_bias=in_proj.bias,
+            out_weight=out_proj.weight,
+            out_bias=out_proj.bias,
+            groups=self.ngroups,
+            eps=self.norm.eps,
+            reverse=reverse,
+            cu_seqlens=cu_seqlens,
+            slab=self.slab,
+            chunk_size=self.chunk_size,
+            dtype=in_proj.compute_dtype(),
+        )
+        return y_BLD, (Mamba2State(*own), Mamba2State(*other))
+
+    def _operands(self, state: Mamba2State | None) -> DirectionOperands:
+        """What the fused ops read of this direction."""
+        conv, ssm = (None, None) if state is None else (state.conv, state.ssm)
+        return DirectionOperands(
+            conv_weight=self.conv1d.weight[:, 0],
+            conv_bias=self.conv1d.bias,
+            dt_bias=self.dt_bias,
+            A=-self.A_log.exp(),
+            D=self.D,
+            norm_weight=self.norm.weight,
+            conv_state=conv,
+            ssm_state=ssm,
+        )
 
     def scan_step(self, zxbcdt: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
         """Advance the core by one token per sequence."""

@@ -37,6 +37,40 @@ class ScanCore(KeepsFloat32):
             return True
         return self.recompute and length > 0 and torch.is_grad_enabled()
 
+    def scan_both_slabs(
+        self,
+        mirrored: ScanCore,
+        x_BLD: Tensor,
+        in_proj: nn.Module,
+        out_proj: nn.Module,
+        states: tuple[Any, Any],
+        *,
+        cu_seqlens: Tensor | None,
+        reverse: bool,
+    ) -> tuple[Tensor, tuple[Any, Any]]:
+        """Sum of this core's ``scan_slabs`` and of another's that reads the other way.
+
+        Slabs of the two never meet, so each projects its own: memory is paid for with work.
+
+        Args:
+            mirrored: Core of the other direction.
+            x_BLD: Input (B, L, D).
+            in_proj: Input projection of both.
+            out_proj: Output projection of both.
+            states: That enter, of this direction and of the other; None for zeros.
+            cu_seqlens: (S + 1,) int32 bounds of packed segments (B = 1).
+            reverse: Whether this core reads from the end.
+
+        Returns:
+            y (B, L, D) and the states that leave.
+        """
+        projections = in_proj, out_proj
+        y_BLD, own = self.scan_slabs(x_BLD, *projections, states[0], cu_seqlens=cu_seqlens, reverse=reverse)
+        mirrored_BLD, other = mirrored.scan_slabs(
+            x_BLD, *projections, states[1], cu_seqlens=cu_seqlens, reverse=not reverse, add_bias=False
+        )
+        return y_BLD + mirrored_BLD, (own, other)
+
 
 def timed(dt_BLK: Tensor, bias_K: Tensor, step_size_BL: Tensor) -> Tensor:
     """Time steps (B, L, K): softplus of the projection and its bias, times the distance between positions."""

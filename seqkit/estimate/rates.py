@@ -60,7 +60,7 @@ CONTEXT_BYTES = int(0.6 * GIB)
 # the block is one op in slabs, and where it is one op a part, whose inputs and outputs are counted as tensors.
 _INSIDE_GPU = {
     "mamba1": (11.0, 4.0),
-    "mamba2": (13.0, 4.0),
+    "mamba2": (11.0, 4.0),
     "mamba3": (16.0, 16.0),
     "s4d": (8.0, 8.0),
     "attention": (4.0, 4.0),
@@ -87,7 +87,15 @@ def op_bytes(workload: Workload, *, gpu: bool) -> int:
         for mixer in set(workload.model.blocks)
     )
     share = 1.0 if workload.training else _FORWARD_SHARE
-    return int(share * numbers * itemsize * workload.tokens_at_once)
+    return int((share * numbers * workload.tokens_at_once + _left_behind(workload)) * itemsize)
+
+
+def _left_behind(workload: Workload) -> int:
+    """Numbers that one direction leaves for the other on all slabs but the first."""
+    if "mamba2" not in workload.model.blocks or not (workload.model.bidirectional and takes_slabs("mamba2", workload)):
+        return 0
+    tokens = workload.batch * min(workload.length, workload.model.sequence_chunk or workload.length)
+    return max(0, tokens - workload.tokens_at_once) * inner_width("mamba2", workload.model)
 
 
 def takes_slabs(mixer: str, workload: Workload) -> bool:
@@ -160,5 +168,6 @@ def _projection_operations(mixer: str, workload: Workload) -> float:
         "mamba3": 2 * width + 2 * model.ngroups * state * (model.mimo_rank or 1),
         "s4d": 2 * width,
     }[mixer]
-    times = workload.directions if takes_slabs(mixer, workload) else 1  # slabs project for each direction
+    apart = takes_slabs(mixer, workload) and mixer != "mamba2"  # whose slabs are projected once for both directions
+    times = workload.directions if apart else 1
     return 8.0 * model.d_model * (wide + width) * times

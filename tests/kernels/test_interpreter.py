@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 
-from seqkit.backbones import Mamba1, Mamba2
+from seqkit.backbones import Bidirectional, Mamba1, Mamba2
 from seqkit.kernels.testing import TOLERANCES, Maker, assert_close, check, make_problem
 
 INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
@@ -42,7 +42,7 @@ def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "23 passed" in done.stdout
+    assert "26 passed" in done.stdout
 
 
 @inside
@@ -136,6 +136,23 @@ def test_the_inner_path_in_slabs(kind, options, length, reverse):
 
 
 @inside
+def test_both_directions_in_slabs():
+    """One more slab than a sweep needs: outputs written ahead, states kept for the gradient, gradients added up."""
+    results = []
+    for provider in ("triton", "reference"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SEQKIT_KERNELS", provider)
+            torch.manual_seed(0)
+            block = Bidirectional(Mamba2, 4, slab=5, d_state=2, headdim=4)
+            x = torch.randn(1, 11, 4, requires_grad=True)
+            y, state = block(x)
+            loss = y.square().sum() + state.left.conv.sum() + state.right.ssm.square().sum()
+            results.append([y, *torch.autograd.grad(loss, [x, *block.parameters()])])
+    for ours, want in zip(*results, strict=True):
+        assert_close("both", ours, want.double(), TOLERANCES[torch.float32])
+
+
+@inside
 def test_residual_norm():
     check(make_problem("rms_norm", length=9), TOLERANCES[torch.float32])
 
@@ -145,3 +162,20 @@ def test_residual_norm():
 def test_gated_norm(norm_before_gate):
     problem = make_problem("gated_rms_norm", length=9)
     check(problem.having(group_size=3, norm_before_gate=norm_before_gate), TOLERANCES[torch.float32])
+
+
+@inside
+@pytest.mark.parametrize("scans", [1, 2])
+def test_sum_of_gated_norms(scans):
+    from seqkit.kernels.norm import reference, triton_provider
+
+    dy, x, other, z = torch.randn(4, 2, 5, 9).unbind(0)
+    results = []
+    for module in (triton_provider, reference):
+        given, xs, dz = dy.clone(), [x.clone(), other.clone()][:scans], torch.empty(2, 5, 10)[..., :9]
+        arguments = z, [torch.ones(9)] * scans, 1e-1, 3
+        y = module.gated_rms_norm_sum_forward(xs, *arguments)
+        dweights = module.gated_rms_norm_sum_backward(given, xs, *arguments, dz, keep_sum=True)
+        results.append([y, given, *xs, dz, *dweights])
+    for ours, want in zip(*results, strict=True):
+        assert_close("sum", ours, want.double(), TOLERANCES[torch.float32])

@@ -11,7 +11,7 @@ from torch import Tensor
 from seqkit.errors import ConfigError, ShapeError
 from seqkit.kernels import dispatch
 from seqkit.kernels.numbers import accumulate_dtype
-from seqkit.kernels.registration import autocast_off, or_empty, or_none, refuse_double_backward
+from seqkit.kernels.registration import autocast_off, custom_op, or_empty, or_none, refuse_double_backward
 from seqkit.kernels.validate import check_boundaries, check_packing, check_rank, check_tensor
 
 ACTIVATIONS = (None, "silu")
@@ -88,7 +88,7 @@ def _check(x, weight, bias, initial_state, cu_seqlens) -> None:
         check_tensor("initial_state", initial_state, shape, "(S, W - 1, D)", x, wide=True, any_layout=True)
 
 
-@torch.library.custom_op("seqkit::causal_conv_fwd", mutates_args=())
+@custom_op("causal_conv_fwd")
 def causal_conv_fwd(
     x: Tensor,
     weight: Tensor,
@@ -114,7 +114,7 @@ def _(x, weight, bias, initial_state, cu_seqlens, activation, reverse, provider)
     return x.new_empty(x.shape), x.new_empty(final_shape, dtype=accumulate_dtype(x))
 
 
-@torch.library.custom_op("seqkit::causal_conv_bwd", mutates_args=())
+@custom_op("causal_conv_bwd")
 def causal_conv_bwd(
     dy: Tensor,
     dfinal: Tensor | None,

@@ -12,7 +12,7 @@ from seqkit.kernels import dispatch
 from seqkit.kernels.mamba3.checks import check_operands, check_settings
 from seqkit.kernels.mamba3.state import Mamba3State
 from seqkit.kernels.numbers import accumulate_dtype
-from seqkit.kernels.registration import autocast_off, or_empty, or_none, refuse_double_backward
+from seqkit.kernels.registration import autocast_off, custom_op, or_empty, or_none, refuse_double_backward
 from seqkit.kernels.validate import check_boundaries
 
 OPERANDS = 19  # tensors of the op that have a gradient
@@ -123,7 +123,7 @@ def mamba3_scan(
     return (y, Mamba3State(theta, ssm, k, v)) if return_final_state else y
 
 
-@torch.library.custom_op("seqkit::mamba3_scan_fwd", mutates_args=())
+@custom_op("mamba3_scan_fwd")
 def mamba3_scan_fwd(
     x: Tensor,
     dt: Tensor,
@@ -180,7 +180,7 @@ def _(x, dt, A, trap, B, C, angles, *rest):
     )
 
 
-@torch.library.custom_op("seqkit::mamba3_scan_bwd", mutates_args=())
+@custom_op("mamba3_scan_bwd")
 def mamba3_scan_bwd(
     dy: Tensor,
     dtheta: Tensor | None,

@@ -11,7 +11,7 @@ from torch import Tensor
 from seqkit.errors import ShapeError
 from seqkit.kernels import dispatch
 from seqkit.kernels.numbers import accumulate_dtype
-from seqkit.kernels.registration import autocast_off, refuse_double_backward
+from seqkit.kernels.registration import autocast_off, custom_op, refuse_double_backward
 from seqkit.kernels.validate import check_groups, check_rank, check_tensor
 
 
@@ -89,7 +89,7 @@ def _check_rows(x: Tensor, weight: Tensor) -> None:
     check_tensor("weight", weight, (x.shape[-1],), "(D,)", x, wide=True)
 
 
-@torch.library.custom_op("seqkit::rms_norm_fwd", mutates_args=())
+@custom_op("rms_norm_fwd")
 def rms_norm_fwd(
     x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, provider: str
 ) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ def _(x, weight, residual, eps, provider):
     return x.new_empty(x.shape), x.new_empty(0 if residual is None else x.shape, dtype=accumulate_dtype(x))
 
 
-@torch.library.custom_op("seqkit::rms_norm_bwd", mutates_args=())
+@custom_op("rms_norm_bwd")
 def rms_norm_bwd(
     dy: Tensor,
     dtotal: Tensor | None,
@@ -148,7 +148,7 @@ rms_norm_fwd.register_autograd(_backward_rms_norm, setup_context=_setup_rms_norm
 refuse_double_backward(rms_norm_bwd, "rms_norm")
 
 
-@torch.library.custom_op("seqkit::gated_rms_norm_fwd", mutates_args=())
+@custom_op("gated_rms_norm_fwd")
 def gated_rms_norm_fwd(
     x: Tensor, z: Tensor, weight: Tensor, eps: float, group_size: int, norm_before_gate: bool, provider: str
 ) -> Tensor:
@@ -164,7 +164,7 @@ def _(x, z, weight, eps, group_size, norm_before_gate, provider):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("seqkit::gated_rms_norm_bwd", mutates_args=())
+@custom_op("gated_rms_norm_bwd")
 def gated_rms_norm_bwd(
     dy: Tensor,
     x: Tensor,

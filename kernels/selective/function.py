@@ -11,7 +11,7 @@ from torch import Tensor
 from seqkit.errors import ShapeError
 from seqkit.kernels import dispatch
 from seqkit.kernels.numbers import accumulate_dtype
-from seqkit.kernels.registration import autocast_off, or_empty, or_none, refuse_double_backward
+from seqkit.kernels.registration import autocast_off, custom_op, or_empty, or_none, refuse_double_backward
 from seqkit.kernels.validate import check_boundaries, check_groups, check_packing, check_rank, check_tensor
 
 
@@ -113,7 +113,7 @@ def _check(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens) -> No
         check_tensor("initial_state", initial_state, shape, "(S, D, N)", u, wide=True, any_layout=True)
 
 
-@torch.library.custom_op("seqkit::selective_scan_fwd", mutates_args=())
+@custom_op("selective_scan_fwd")
 def selective_scan_fwd(
     u: Tensor,
     delta: Tensor,
@@ -149,7 +149,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_soft
     return u.new_empty(u.shape), u.new_empty(final_shape, dtype=dtype), u.new_empty(shape, dtype=dtype)
 
 
-@torch.library.custom_op("seqkit::selective_scan_bwd", mutates_args=())
+@custom_op("selective_scan_bwd")
 def selective_scan_bwd(
     dy: Tensor,
     dfinal: Tensor | None,

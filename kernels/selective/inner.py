@@ -12,7 +12,7 @@ from torch import Tensor
 from seqkit.errors import ConfigError, ShapeError
 from seqkit.kernels import dispatch
 from seqkit.kernels.inner_slabs import count_slabs
-from seqkit.kernels.registration import autocast_off, or_empty, or_none, refuse_double_backward
+from seqkit.kernels.registration import autocast_off, custom_op, or_empty, or_none, refuse_double_backward
 from seqkit.kernels.selective import inner_slabs
 from seqkit.kernels.validate import check_boundaries, check_packing, check_rank, check_tensor
 
@@ -117,7 +117,7 @@ def _check(operands: dict[str, Tensor | None], cu_seqlens: Tensor | None) -> Non
             check_tensor(name, operands[name], shape, letters, x, wide=name in wide, any_layout=True)
 
 
-@torch.library.custom_op("seqkit::selective_inner_fwd", mutates_args=())
+@custom_op("selective_inner_fwd")
 def selective_inner_fwd(
     x: Tensor,
     in_weight: Tensor | None,
@@ -164,7 +164,7 @@ def _(
     return x.new_empty((batch, length, width), dtype=dtype), *(x.new_empty(shape, dtype=wide) for shape in rest)
 
 
-@torch.library.custom_op("seqkit::selective_inner_bwd", mutates_args=())
+@custom_op("selective_inner_bwd")
 def selective_inner_bwd(
     dy: Tensor,
     dconv: Tensor | None,

@@ -13,7 +13,7 @@ from torch import Tensor
 from seqkit.errors import ConfigError, ShapeError
 from seqkit.kernels import dispatch
 from seqkit.kernels.numbers import accumulate_dtype
-from seqkit.kernels.registration import autocast_off, or_empty, or_none, refuse_double_backward
+from seqkit.kernels.registration import autocast_off, custom_op, or_empty, or_none, refuse_double_backward
 from seqkit.kernels.validate import check_boundaries, check_groups, check_packing, check_rank, check_tensor
 
 LARGEST_CHUNK = 1024  # longer products of decays would lose digits
@@ -135,7 +135,7 @@ def _check(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens) -> None:
         check_tensor("initial_state", initial_state, shape, "(S, H, P, N)", x, wide=True, any_layout=True)
 
 
-@torch.library.custom_op("seqkit::ssd_scan_fwd", mutates_args=())
+@custom_op("ssd_scan_fwd")
 def ssd_scan_fwd(
     x: Tensor,
     dt: Tensor,
@@ -177,7 +177,7 @@ def _(
     return x.new_empty(x.shape), x.new_empty(final_shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
-@torch.library.custom_op("seqkit::ssd_scan_bwd", mutates_args=())
+@custom_op("ssd_scan_bwd")
 def ssd_scan_bwd(
     dy: Tensor,
     dfinal: Tensor | None,

@@ -12,7 +12,7 @@ from torch import Tensor
 from seqkit.errors import ConfigError, ShapeError
 from seqkit.kernels import dispatch
 from seqkit.kernels.inner_slabs import count_slabs
-from seqkit.kernels.registration import autocast_off, or_empty, or_none, refuse_double_backward
+from seqkit.kernels.registration import autocast_off, custom_op, or_empty, or_none, refuse_double_backward
 from seqkit.kernels.ssd import inner_slabs
 from seqkit.kernels.ssd.function import check_chunk_size
 from seqkit.kernels.validate import check_boundaries, check_groups, check_packing, check_rank, check_tensor
@@ -135,7 +135,7 @@ def check_operands(operands: dict[str, Tensor | None], cu_seqlens: Tensor | None
             check_tensor(name, operands[name], shape, letters, x, wide=name in wide, any_layout=True)
 
 
-@torch.library.custom_op("seqkit::ssd_inner_fwd", mutates_args=())
+@custom_op("ssd_inner_fwd")
 def ssd_inner_fwd(
     x: Tensor,
     in_weight: Tensor | None,
@@ -182,7 +182,7 @@ def _(
     return x.new_empty((batch, length, width), dtype=dtype), *(x.new_empty(shape, dtype=wide) for shape in rest)
 
 
-@torch.library.custom_op("seqkit::ssd_inner_bwd", mutates_args=())
+@custom_op("ssd_inner_bwd")
 def ssd_inner_bwd(
     dy: Tensor,
     dconv: Tensor | None,

@@ -16,7 +16,7 @@ from seqkit.errors import ConfigError
 from seqkit.kernels import dispatch
 from seqkit.kernels.conv.function import check_activation
 from seqkit.kernels.numbers import accumulate_dtype
-from seqkit.kernels.registration import autocast_off, or_empty, or_none, refuse_double_backward
+from seqkit.kernels.registration import CustomOp, autocast_off, custom_op, or_empty, or_none, refuse_double_backward
 from seqkit.kernels.validate import check_groups, check_rank, check_tensor
 
 
@@ -200,7 +200,7 @@ def _like(x: Tensor | None, absent: Tensor) -> Tensor:
     return absent.new_empty(0) if x is None else x.new_empty(x.shape)
 
 
-@torch.library.custom_op("seqkit::selective_step_fwd", mutates_args=())
+@custom_op("selective_step_fwd")
 def selective_step_fwd(
     u: Tensor,
     delta: Tensor,
@@ -223,7 +223,7 @@ def _(u, delta, A, B, C, state, *_settings):
     return u.new_empty(u.shape), state.new_empty(state.shape, dtype=accumulate_dtype(u))
 
 
-@torch.library.custom_op("seqkit::selective_step_bwd", mutates_args=())
+@custom_op("selective_step_bwd")
 def selective_step_bwd(
     dy: Tensor,
     dnew: Tensor,
@@ -248,7 +248,7 @@ def _(dy, dnew, u, delta, A, B, C, state, D, z, delta_bias, delta_softplus):
     return tuple(_like(x, A) for x in (u, delta, A, B, C, state, D, z, delta_bias))
 
 
-@torch.library.custom_op("seqkit::ssd_step_fwd", mutates_args=())
+@custom_op("ssd_step_fwd")
 def ssd_step_fwd(
     x: Tensor,
     dt: Tensor,
@@ -274,7 +274,7 @@ def _(x, dt, A, B, C, state, *_settings):
     return x.new_empty(x.shape), state.new_empty(state.shape, dtype=accumulate_dtype(x))
 
 
-@torch.library.custom_op("seqkit::ssd_step_bwd", mutates_args=())
+@custom_op("ssd_step_bwd")
 def ssd_step_bwd(
     dy: Tensor,
     dnew: Tensor,
@@ -301,7 +301,7 @@ def _(dy, dnew, x, dt, A, B, C, state, D, z, dt_bias, dt_softplus, dt_min, dt_ma
     return tuple(_like(operand, A) for operand in (x, dt, A, B, C, state, D, z, dt_bias))
 
 
-@torch.library.custom_op("seqkit::conv_step_fwd", mutates_args=())
+@custom_op("conv_step_fwd")
 def conv_step_fwd(
     x: Tensor, weight: Tensor, state: Tensor, bias: Tensor | None, activation: str, provider: str
 ) -> tuple[Tensor, Tensor]:
@@ -314,7 +314,7 @@ def _(x, weight, state, bias, activation, provider):
     return x.new_empty(x.shape), state.new_empty(state.shape, dtype=accumulate_dtype(x))
 
 
-@torch.library.custom_op("seqkit::conv_step_bwd", mutates_args=())
+@custom_op("conv_step_bwd")
 def conv_step_bwd(
     dy: Tensor, dnew: Tensor, x: Tensor, weight: Tensor, state: Tensor, bias: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -331,9 +331,7 @@ def _packed(grads: tuple[Tensor | None, ...], absent: Tensor) -> tuple[Tensor, .
     return tuple(grad.contiguous() for grad in or_empty(grads, absent))
 
 
-def _differentiable(
-    name: str, forward: torch.library.CustomOpDef, backward: torch.library.CustomOpDef, operands: int
-) -> None:
+def _differentiable(name: str, forward: CustomOp, backward: CustomOp, operands: int) -> None:
     """Register the gradient of a step: its first arguments are operands, then come settings and the provider."""
 
     def setup(ctx, inputs, output):

@@ -112,6 +112,10 @@ class LabelledSeries(NamedTuple):
         """(T, C) values of a series."""
         return self.values_NC[self.offsets[number] : self.offsets[number + 1]]
 
+    def all_series(self) -> list[NDArray]:
+        """The values of every series."""
+        return [self.series(number) for number in range(len(self.ids))]
+
     @property
     def lengths(self) -> NDArray:
         """(S,) rows of each series."""
@@ -337,18 +341,22 @@ def scaled(data: LabelledSeries, scalers: Sequence[SeriesScaler]) -> NDArray:
 class PackedSeries(Dataset):
     """Series as packed batches: rows of all of them end to end, with the bounds between them.
 
-    A batch holds ``z`` (L, C) scaled values, ``cu_seqlens`` (B + 1,) int32, ``target`` (B,) float32 and ``index``
-    (B,), -1 for a filler.
+    A batch holds ``z`` (L, C) scaled values, ``cu_seqlens`` (B + 1,) int32, ``target`` (B,) float32, ``index`` (B,), -1
+    for a filler, and ``start`` (B, K) where there is one.
 
     Args:
         z_NC: Scaled values of all series.
         offsets: (S + 1,) bounds.
         target_S: Labels as numbers, NaN where there is none.
         members: Series of this set.
+        start_SK: Answers that a model starts from; None for none.
     """
 
-    def __init__(self, z_NC: NDArray, offsets: NDArray, target_S: NDArray, members: NDArray):
+    def __init__(
+        self, z_NC: NDArray, offsets: NDArray, target_S: NDArray, members: NDArray, start_SK: NDArray | None = None
+    ):
         self.z_NC, self.offsets, self.target_S, self.members = z_NC, offsets, target_S, members
+        self.start_SK = start_SK
 
     def __len__(self) -> int:
         return len(self.members)
@@ -361,7 +369,8 @@ class PackedSeries(Dataset):
         pieces = [self.z_NC[self.offsets[s] : self.offsets[s + 1]] for s in series_B]
         bounds = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
         target_B = np.where(filler_B, np.nan, self.target_S[series_B])
-        return {
+        start = {} if self.start_SK is None else {"start": torch.from_numpy(self.start_SK[series_B].astype(np.float32))}
+        return start | {
             "z": torch.from_numpy(np.concatenate(pieces)),
             "cu_seqlens": torch.from_numpy(bounds.astype(np.int32)),
             "target": torch.from_numpy(target_B.astype(np.float32)),

@@ -18,6 +18,7 @@ from seqkit.backbones import Backbone, BackboneConfig
 from seqkit.backbones.parameters import Linear
 from seqkit.errors import ConfigError
 from seqkit.tasks.base import OptimConfig, SequenceTask, masked_mean
+from seqkit.tasks.random_kernels import RandomKernels
 
 KINDS = ("classes", "number")
 
@@ -29,16 +30,21 @@ class LabelNetConfig:
     Attributes:
         stem: Steps of the convolution in front of the backbone, odd.
         dropout: On the pooled features.
+        kernels: Random convolutions (:mod:`seqkit.tasks.random_kernels`) whose ridge the network starts from; 0 for a
+            network that starts from nothing.
     """
 
     stem: int = 9
     dropout: float = 0.1
+    kernels: int = 1000
 
     def __post_init__(self):
         if self.stem < 1 or self.stem % 2 == 0:
             raise ConfigError("net.stem", expected="an odd number of steps", got=str(self.stem))
         if not 0 <= self.dropout < 1:
             raise ConfigError("net.dropout", expected="in [0, 1)", got=str(self.dropout))
+        if self.kernels < 0:
+            raise ConfigError("net.kernels", expected="0 or more", got=str(self.kernels))
 
 
 class SeriesLabelNet(nn.Module):
@@ -58,6 +64,9 @@ class SeriesLabelNet(nn.Module):
         self.backbone = Backbone(replace(model, vocab_size=0, n_channels=width))
         self.dropout = nn.Dropout(config.dropout)
         self.output = Linear(2 * self.backbone.hidden_width, outputs, bias=True)
+        if config.kernels:  # nothing is added to the start at first
+            nn.init.zeros_(self.output.weight)
+            nn.init.zeros_(self.output.bias)
 
     def forward(self, z_LC: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Answers (B, K) of packed series.
@@ -92,21 +101,27 @@ class SeriesLabelTask(SequenceTask):
         weight_K: Weight of each class in the training loss; ones for numbers.
         centre: Mean of the training labels that are numbers.
         spread: Their standard deviation.
+        kernels: What the network starts from, if anything.
     """
 
     def __init__(
         self, net: SeriesLabelNet, optim: OptimConfig, seed: int, *, kind: str, weight_K: Tensor,
-        centre: float = 0.0, spread: float = 1.0,
+        centre: float = 0.0, spread: float = 1.0, kernels: RandomKernels | None = None,
     ):  # fmt: skip
         super().__init__(net, optim, seed)
         if kind not in KINDS:
             raise ConfigError("kind", expected=" or ".join(KINDS), got=repr(kind))
-        self.kind, self.centre, self.spread = kind, centre, spread
+        self.kind, self.centre, self.spread, self.kernels = kind, centre, spread, kernels
         self.register_buffer("weight_K", weight_K.float(), persistent=False)
+
+    def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, K) answers of the network, added to those it starts from where there are any."""
+        answer_BK = self.net(batch["z"], batch["cu_seqlens"])
+        return answer_BK + batch["start"] if "start" in batch else answer_BK
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Loss (B,), whether there is a label, and the weight of each series."""
-        answer_BK = self.net(batch["z"], batch["cu_seqlens"])
+        answer_BK = self.outputs(batch)
         target_B = batch["target"]
         valid_B = ~target_B.isnan()
         if self.kind == "classes":
@@ -140,7 +155,7 @@ class SeriesLabelTask(SequenceTask):
     @torch.no_grad()
     def answer(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Probabilities (B, K) of the classes, or predicted numbers (B,) in the units of the label."""
-        answer_BK = self.net(batch["z"], batch["cu_seqlens"]).double()
+        answer_BK = self.outputs(batch).double()
         if self.kind == "classes":
             return answer_BK.softmax(dim=1)
         return answer_BK[:, 0] * self.spread + self.centre

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from seqkit.commands.arguments import parse
 from seqkit.commands.fit import task_of
 from seqkit.commands.run_folder import METRICS, open_run, write_manifest
 from seqkit.commands.series_label_report import print_summary, write_report
+from seqkit.commands.series_label_start import Start, losses_of
 from seqkit.commands.series_label_trained import CLASSIFY, REGRESS, TrainedLabels, answers
 from seqkit.commands.trainer import TrainerConfig, last_checkpoint, make_trainer
 from seqkit.data.labelled_series import (
@@ -36,6 +38,7 @@ from seqkit.data.series_modules import SeriesDataModule
 from seqkit.data.synthetic_series import SYNTHETIC_NUMBER
 from seqkit.errors import ConfigError, InputError
 from seqkit.tasks.base import OptimConfig
+from seqkit.tasks.random_kernels import RandomKernels
 from seqkit.tasks.series_baselines import conformal_quantiles
 from seqkit.tasks.series_label import LabelNetConfig, SeriesLabelNet, SeriesLabelTask, balanced_weights
 from seqkit.tasks.series_label_baselines import Answer, simple_answers
@@ -126,11 +129,13 @@ def train_and_evaluate(config: SeriesLabelConfig, folder: Path) -> dict[str, Any
     inputs = {name: getattr(config.data, name) for name in names}
     write_manifest(folder, seed=config.seed, inputs=inputs, device=config.trainer.device)
     scalers = fit_scaler(data, train, config.data.scaler)
-    z_NC = scaled(data, scalers)
-    sets = [PackedSeries(z_NC, data.offsets, target_S, members) for members in (train, validation, test)]
     task = build_task(config, data, target_S[train], classes)
+    start = Start.of(task, config, data, target_S, train)
+    z_NC = scaled(data, scalers)
+    sets = [PackedSeries(z_NC, data.offsets, target_S, m, start.answer_SK) for m in (train, validation, test)]
     best_epoch = run_training(task, config, sets[0], sets[1], folder)
     held_out = answers(task, sets[1], config.data.batch_size)
+    start.refit(task, np.concatenate([train, validation]))
     half_width = None
     if not classes:
         residual = np.abs(held_out - target_S[validation])
@@ -138,14 +143,14 @@ def train_and_evaluate(config: SeriesLabelConfig, folder: Path) -> dict[str, Any
     usual = float(np.bincount(target_S[train].astype(int)).argmax() if classes else target_S[train].mean())
     trained = TrainedLabels(config, task, tuple(classes), tuple(scalers), usual, half_width)
     found = answers(task, sets[2], config.data.batch_size)
-    series = [data.series(number) for number in range(len(data.ids))]
-    simple = simple_answers(series, target_S, np.concatenate([train, validation]), test, config.kind)
+    simple = simple_answers(data.all_series(), target_S, np.concatenate([train, validation]), test, config.kind)
     ours = Answer("seqkit", found.argmax(axis=1).astype(float) if classes else found, 0.0)
     trained.save(folder)
     frame = trained.frame([data.ids[s] for s in test], found)
     truth = data.labels[test].cast(pl.String) if classes else data.labels[test]
     return write_report(
-        folder, [ours, *simple], target_S[test], frame.with_columns(truth.alias("label")), classes=classes,
+        folder, [ours, *start.alone(task, test), *simple], target_S[test],
+        frame.with_columns(truth.alias("label")), classes=classes,
         about={
             "task": config.task,
             "series": {"train": len(train), "validation": len(validation), "test": len(test)},
@@ -213,20 +218,38 @@ def build_task(config: SeriesLabelConfig, data: LabelledSeries, target_T: NDArra
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         net = SeriesLabelNet(config.model, config.net, data.values_NC.shape[1], outputs)
-    scale = {}
+    kernels, scale = None, {}
+    if config.net.kernels:
+        sizes = (data.values_NC.shape[1], outputs, config.net.kernels)
+        kernels = RandomKernels(*sizes, length=int(np.median(data.lengths)), seed=config.seed)
     if not classes:
         scale = {"centre": float(target_T.mean()), "spread": float(target_T.std()) or 1.0}
-    return SeriesLabelTask(net, config.optim, config.seed, kind=config.kind, weight_K=weight_K, **scale)
+    return SeriesLabelTask(
+        net, config.optim, config.seed, kind=config.kind, weight_K=weight_K, kernels=kernels, **scale
+    )
 
 
 def run_training(
     task: SeriesLabelTask, config: SeriesLabelConfig, train: PackedSeries, validation: PackedSeries, folder: Path
 ) -> int:
-    """Train, leave the weights of the best validation loss in the task; the epoch they come from."""
+    """Train, leave the weights of the best validation loss in the task; the epoch they come from, -1 for the start.
+
+    Where there is a start, a network is kept only if it gains more on the validation series than the standard error of
+    that gain.
+    """
+    before, size = copy.deepcopy(task.state_dict()), config.data.batch_size
+    begun = losses_of(task.eval(), validation, size)
+    task.train()
     module = SeriesDataModule(train=train, validation=validation, batch_size=config.data.batch_size, seed=config.seed)
     trainer = make_trainer(folder, config.trainer, monitor="val/loss", mode="min", clip_norm=config.optim.clip_norm)
     trainer.fit(task, module, ckpt_path=last_checkpoint(folder), weights_only=True)
     best = torch.load(trainer.checkpoint_callback.best_model_path, map_location="cpu", weights_only=True)
     task.load_state_dict(best["state_dict"])
     task.cpu().eval()
-    return best["epoch"]
+    if task.kernels is None:
+        return best["epoch"]
+    gain_V = begun - losses_of(task, validation, size)
+    if gain_V.mean() > gain_V.std(ddof=min(1, len(gain_V) - 1)) / len(gain_V) ** 0.5:
+        return best["epoch"]
+    task.load_state_dict(before)
+    return -1

@@ -74,7 +74,7 @@ def write_report(
     if (folder / HISTORY).exists():
         plot_training(
             plots / "training", folder / HISTORY, panels={"loss": ("train/loss", "val/loss")},
-            best_epoch=about["best_epoch"],
+            best_epoch=about["best_epoch"] if about["best_epoch"] >= 0 else None,
         )  # fmt: skip
     write_json(folder / METRICS, metrics)
     return metrics
@@ -102,12 +102,17 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
     note = ""
     if "train" in series:
         note = (
-            f"Trained on {series['train']} series, epoch {metrics['best_epoch']} chosen on {series['validation']}; "
+            f"Trained on {series['train']} series, {kept(metrics['best_epoch'])} kept by {series['validation']}; "
             "simple methods learn from both."
         )
     if metrics["synthetic"]:
         note += " Synthetic series made from the seed."
     return Table(title, ("method", *(_HEADINGS[key] for key in keys)), tuple(rows), note.strip())
+
+
+def kept(epoch: int) -> str:
+    """What a run ended with, in words."""
+    return f"epoch {epoch}" if epoch >= 0 else "the start (random convolutions and ridge)"
 
 
 def _cell(key: str, values: Mapping[str, Any]) -> str:

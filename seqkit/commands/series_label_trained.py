@@ -20,6 +20,7 @@ from seqkit.data.labelled_series import LabelledSeries, LabelledSeriesConfig, Pa
 from seqkit.errors import CheckpointError, InputError
 from seqkit.tasks.base import OptimConfig
 from seqkit.tasks.export import load_weights, read_description, save_model
+from seqkit.tasks.random_kernels import RandomKernels
 from seqkit.tasks.series_label import LabelNetConfig, SeriesLabelNet, SeriesLabelTask
 from seqkit.tokenizers.numeric import SeriesScaler
 
@@ -60,7 +61,10 @@ class TrainedLabels:
                 "channels", expected=f"{len(self.scalers)}, as in training", got=str(data.values_NC.shape[1])
             )
         every = np.arange(len(data.ids))
-        packed = PackedSeries(scaled(data, self.scalers), data.offsets, np.full(len(every), np.nan), every)
+        kernels = self.task.kernels
+        start_SK = None if kernels is None else kernels.scores(kernels.features(data.all_series()))
+        unknown_S = np.full(len(every), np.nan)
+        packed = PackedSeries(scaled(data, self.scalers), data.offsets, unknown_S, every, start_SK)
         return answers(self.task, packed, self.config.data.batch_size)
 
     def frame(self, ids: Sequence[str], found: NDArray) -> pl.DataFrame:
@@ -102,9 +106,13 @@ class TrainedLabels:
         )  # fmt: skip
         scalers = tuple(SeriesScaler.from_dict(values) for values in described["scalers"])
         outputs = max(len(described["classes"]), 1)
+        kernels = None
+        if config.net.kernels:  # drawn anew here, overwritten by those that were saved
+            kernels = RandomKernels(len(scalers), outputs, config.net.kernels, length=1, seed=config.seed)
         task = SeriesLabelTask(
             SeriesLabelNet(config.model, config.net, len(scalers), outputs), OptimConfig(), config.seed,
             kind=config.kind, weight_K=torch.ones(outputs), centre=described["centre"], spread=described["spread"],
+            kernels=kernels,
         )  # fmt: skip
         load_weights(Path(folder), task)
         named = tuple(described["classes"]), scalers, described["usual"], described["half_width"]

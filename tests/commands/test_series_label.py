@@ -59,7 +59,8 @@ def test_a_run_learns_which_channel_moves(run):
     assert metrics["series"] == {"train": 36, "validation": 8, "test": 16}
     assert metrics["results"]["seqkit"]["accuracy"] == 1.0
     assert metrics["results"]["majority"]["accuracy"] == 0.5
-    assert list(metrics["results"]) == ["seqkit", "1-NN, stretched", "ridge, stretched", "majority"]
+    simple = ["random convolutions, ridge", "1-NN, stretched", "ridge, stretched", "majority"]
+    assert list(metrics["results"]) == ["seqkit", *simple]
     names = {"config.yaml", "manifest.json", "model.safetensors", "predictions.parquet", "results.md", "history.csv"}
     assert names <= {path.name for path in run.iterdir()}
     assert (run / "plots" / "confusion.png").is_file()
@@ -139,3 +140,4 @@ def test_ecg200_from_its_files(shared_data, tmp_path):
     assert metrics["series"]["test"] == 100
     found = {name: row["accuracy"] for name, row in metrics["results"].items()}
     assert (found["1-NN"], found["ridge"], found["majority"]) == (0.88, 0.83, 0.64)
+    assert min(found["seqkit"], found["random convolutions, ridge"]) >= 0.88

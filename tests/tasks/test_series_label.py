@@ -13,7 +13,7 @@ def net(layout="mamba2", *, bidirectional=True, channels=2, outputs=3):
     model = BackboneConfig(
         d_model=8, layout=layout, d_state=4, headdim=8, vocab_size=0, n_channels=1, bidirectional=bidirectional
     )
-    return SeriesLabelNet(model, LabelNetConfig(stem=5), channels, outputs).eval()
+    return SeriesLabelNet(model, LabelNetConfig(stem=5, kernels=0), channels, outputs).eval()
 
 
 def packed(*series):
@@ -78,7 +78,7 @@ def test_balanced_weights_by_hand():
     assert balanced_weights(torch.tensor([6, 2, 0])).tolist() == pytest.approx([8 / 12, 2, 0])
 
 
-@pytest.mark.parametrize("settings", [{"stem": 4}, {"stem": 0}, {"dropout": 1.0}])
+@pytest.mark.parametrize("settings", [{"stem": 4}, {"stem": 0}, {"dropout": 1.0}, {"kernels": -1}])
 def test_settings_out_of_range(settings):
     with pytest.raises(ConfigError, match="net"):
         LabelNetConfig(**settings)

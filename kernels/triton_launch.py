@@ -89,3 +89,12 @@ class Segments:
 def rows_contiguous(x: torch.Tensor) -> torch.Tensor:
     """``x`` with a contiguous last dimension: an incoming gradient may be an expanded one."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def token_strides(x: torch.Tensor) -> tuple[int, int]:
+    """Strides of the rows and tokens of (B, L, ...).
+
+    Kernels take that of tokens as a constant: what a compiler knows of it decides whether the rows of a slice can be
+    read 16 bytes at a time. A single row needs no stride, which would follow the length.
+    """
+    return (0 if x.shape[0] == 1 else x.stride(0)), x.stride(1)

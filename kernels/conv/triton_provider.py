@@ -34,7 +34,15 @@ from seqkit.kernels.conv.tiles import (
 )
 from seqkit.kernels.triton_chunks import locate_positions, only_if
 from seqkit.kernels.triton_compiled import launch
-from seqkit.kernels.triton_launch import CompileCase, Segments, ceil_div, guard, resident_programs, rows_contiguous
+from seqkit.kernels.triton_launch import (
+    CompileCase,
+    Segments,
+    ceil_div,
+    guard,
+    resident_programs,
+    rows_contiguous,
+    token_strides,
+)
 from seqkit.kernels.triton_math import sigmoid, widen
 
 MOST_TAPS = 8  # the window of a program fits its registers; wider ones run on the reference
@@ -44,7 +52,7 @@ VARYING = ["length", "per_row", "segments", "blocks"]
 @triton.jit(do_not_specialize=VARYING)
 def conv_forward_kernel(
     x_ptr, entry_ptr, taps_ptr, bias_ptr, y_ptr, segment_ptr, table_ptr,
-    length, per_row, segments, channels, blocks, sxb, sxl,
+    length, per_row, segments, channels, blocks, sxb, sxl: tl.constexpr,
     W: tl.constexpr, SILU: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
     PACKED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
@@ -95,7 +103,8 @@ def put_gradient(dx_ptr, at, value, mask, ADD: tl.constexpr):
 @triton.jit(do_not_specialize=VARYING)
 def conv_gradient_kernel(
     dy_ptr, x_ptr, entry_ptr, taps_ptr, bias_ptr, dx_ptr, dtaps_ptr, dbias_ptr, segment_ptr, table_ptr,
-    length, per_row, segments, channels, blocks, sgb, sgl, sxb, sxl, sob, sol,
+    length, per_row, segments, channels, blocks, sgb, sgl: tl.constexpr, sxb, sxl: tl.constexpr,
+    sob, sol: tl.constexpr,
     W: tl.constexpr, SILU: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
     PACKED: tl.constexpr, REVERSE: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
@@ -173,7 +182,7 @@ def locate_whole(program, blocks, table_ptr, segments, length, channels, BLOCK: 
 
 @triton.jit(do_not_specialize=VARYING)
 def conv_state_kernel(
-    x_ptr, entry_ptr, final_ptr, table_ptr, length, segments, channels, blocks, sxb, sxl,
+    x_ptr, entry_ptr, final_ptr, table_ptr, length, segments, channels, blocks, sxb, sxl: tl.constexpr,
     W: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Final states: the last W - 1 inputs of every segment, reaching back into its initial state."""
@@ -189,7 +198,8 @@ def conv_state_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def conv_state_gradient_kernel(
     dy_ptr, x_ptr, entry_ptr, taps_ptr, bias_ptr, dfinal_ptr, dx_ptr, dentry_ptr, table_ptr,
-    length, segments, channels, blocks, sgb, sgl, sxb, sxl, sob, sol,
+    length, segments, channels, blocks, sgb, sgl: tl.constexpr, sxb, sxl: tl.constexpr,
+    sob, sol: tl.constexpr,
     W: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Gradient of every initial state; the final state's, added to the inputs that it was copied from."""
@@ -286,13 +296,13 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor]:
         if call.programs:
             launch(
                 conv_forward_kernel, call.programs,
-                x, call.entry, call.taps, call.bias, y, *call.geometry(), *x.stride()[:2],
+                x, call.entry, call.taps, call.bias, y, *call.geometry(), *token_strides(x),
                 **call.constants(FORWARD_STEPS),
             )  # fmt: skip
         if final.numel():
             launch(
                 conv_state_kernel, call.segments.count * call.blocks,
-                x, call.entry, final, *call.state_geometry(), *x.stride()[:2], **call.state_constants(),
+                x, call.entry, final, *call.state_geometry(), *token_strides(x), **call.state_constants(),
             )  # fmt: skip
     return y, final
 
@@ -322,7 +332,7 @@ def backward(
     K, options = call.segments.chunks if call.programs else 0, {"dtype": torch.float32, "device": x.device}
     dtaps, dbias = torch.empty((K, call.W, call.D), **options), torch.empty((K, call.D), **options)
     dentry = None if initial is None else torch.empty((call.segments.count, call.W - 1, call.D), **options)
-    strides = *dy.stride()[:2], *x.stride()[:2], *dx.stride()[:2]
+    strides = *token_strides(dy), *token_strides(x), *token_strides(dx)
     operands = x, call.entry, call.taps, call.bias
     with guard(x):
         if call.programs:
@@ -349,13 +359,17 @@ def compile_cases() -> dict[str, CompileCase]:
     """Every kernel with all operands, packed and reversed, in bfloat16."""
     types = dict.fromkeys(("x_ptr", "y_ptr", "dy_ptr", "dx_ptr"), "*bf16")
     types |= dict.fromkeys(("segment_ptr", "table_ptr"), "*i64")
-    state = {"W": 4, "BLOCK": BLOCK, "PACKED": True, "REVERSE": True}
+    slices = {"sxl": 1160}  # of a wider tensor, whose rows begin at multiples of 16 bytes
+    state = {"W": 4, "BLOCK": BLOCK, "PACKED": True, "REVERSE": True, **slices}
+    gradient = {"sgl": 640, "sol": 1160}
     chunk = {**state, "SILU": True, "CHUNK": CHUNKS[1]}
     return {
         "conv_forward_kernel": CompileCase(conv_forward_kernel, {**chunk, "STEPS": FORWARD_STEPS}, 1, types),
         "conv_gradient_kernel": CompileCase(
-            conv_gradient_kernel, {**chunk, "STEPS": BACKWARD_STEPS, "ADD": True}, 1, types
+            conv_gradient_kernel, {**chunk, **gradient, "STEPS": BACKWARD_STEPS, "ADD": True}, 1, types
         ),
         "conv_state_kernel": CompileCase(conv_state_kernel, state, 1, types),
-        "conv_state_gradient_kernel": CompileCase(conv_state_gradient_kernel, {**state, "SILU": True}, 1, types),
+        "conv_state_gradient_kernel": CompileCase(
+            conv_state_gradient_kernel, {**state, **gradient, "SILU": True}, 1, types
+        ),
     }

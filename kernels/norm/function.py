@@ -16,7 +16,12 @@ from seqkit.kernels.validate import check_groups, check_rank, check_tensor
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor, *, residual: Tensor | None = None, eps: float = 1e-5
+    x: Tensor,
+    weight: Tensor,
+    *,
+    residual: Tensor | None = None,
+    eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Normalise by the root mean square over the last dimension, after adding to a float32 residual stream.
 
@@ -25,9 +30,10 @@ def rms_norm(
         weight: (D,), float32.
         residual: Residual stream (..., D), float32; it never drops to x's precision.
         eps: Added to the mean square.
+        dtype: Of y; None means x's.
 
     Returns:
-        y (..., D) in x's dtype; with a residual ``(y, x + residual)``, the latter in float32.
+        y (..., D) in ``dtype``; with a residual ``(y, x + residual)``, the latter in float32.
 
     Raises:
         ShapeError: A shape, dtype, device or layout does not fit.
@@ -38,10 +44,10 @@ def rms_norm(
     _check_rows(x, weight)
     provider = dispatch.provider_for("rms_norm", x)
     if residual is None:
-        return torch.ops.seqkit.rms_norm_fwd(x, weight, None, eps, provider)[0]
+        return torch.ops.seqkit.rms_norm_fwd(x, weight, None, dtype or x.dtype, eps, provider)[0]
     letters = "(..., D)"
     check_tensor("residual", residual, tuple(x.shape), letters, x, wide=True)
-    y, total = torch.ops.seqkit.rms_norm_fwd(x, weight, residual, eps, provider)
+    y, total = torch.ops.seqkit.rms_norm_fwd(x, weight, residual, dtype or x.dtype, eps, provider)
     return y, total
 
 
@@ -91,16 +97,16 @@ def _check_rows(x: Tensor, weight: Tensor) -> None:
 
 @custom_op("rms_norm_fwd")
 def rms_norm_fwd(
-    x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, provider: str
+    x: Tensor, weight: Tensor, residual: Tensor | None, dtype: torch.dtype, eps: float, provider: str
 ) -> tuple[Tensor, Tensor]:
     """(y, x + residual); the second is empty without a residual."""
     with autocast_off(x):
-        return dispatch.implementation("rms_norm", provider).rms_norm_forward(x, weight, residual, eps)
+        return dispatch.implementation("rms_norm", provider).rms_norm_forward(x, weight, residual, dtype, eps)
 
 
 @rms_norm_fwd.register_fake
-def _(x, weight, residual, eps, provider):
-    return x.new_empty(x.shape), x.new_empty(0 if residual is None else x.shape, dtype=accumulate_dtype(x))
+def _(x, weight, residual, dtype, eps, provider):
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(0 if residual is None else x.shape, dtype=accumulate_dtype(x))
 
 
 @custom_op("rms_norm_bwd")
@@ -126,7 +132,7 @@ def _(dy, dtotal, x, total, weight, with_residual, eps, provider):
 
 
 def _setup_rms_norm(ctx, inputs, output):
-    x, weight, residual, ctx.eps, ctx.provider = inputs
+    x, weight, residual, ctx.dtype, ctx.eps, ctx.provider = inputs
     ctx.residual_dtype = None if residual is None else residual.dtype
     # with a residual the sum alone is needed: x is freed, an empty tensor remembers its dtype
     ctx.save_for_backward(x if residual is None else x.new_empty(0), output[1], weight)
@@ -136,12 +142,12 @@ def _setup_rms_norm(ctx, inputs, output):
 def _backward_rms_norm(ctx, dy, dtotal):
     x, total, weight = ctx.saved_tensors
     with_residual = ctx.residual_dtype is not None
-    dy = x.new_zeros(total.shape if with_residual else x.shape) if dy is None else dy
+    dy = x.new_zeros(total.shape if with_residual else x.shape, dtype=ctx.dtype) if dy is None else dy
     dx, dweight, dresidual = torch.ops.seqkit.rms_norm_bwd(
         dy, dtotal if with_residual else None, x, total, weight, with_residual, ctx.eps, ctx.provider
     )
     dresidual = None if ctx.residual_dtype is None else dresidual.to(ctx.residual_dtype)
-    return dx, dweight, dresidual, None, None
+    return dx, dweight, dresidual, None, None, None
 
 
 rms_norm_fwd.register_autograd(_backward_rms_norm, setup_context=_setup_rms_norm)

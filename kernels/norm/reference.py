@@ -33,14 +33,14 @@ def _blocks(x: torch.Tensor) -> Iterator[tuple[slice, ...]]:
 
 
 def rms_norm_forward(
-    x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, eps: float
+    x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, dtype: torch.dtype, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y in x's dtype, x + residual in float32, empty without a residual)."""
-    dtype = accumulate_dtype(x)
-    y = x.new_empty(x.shape)
-    total = x.new_empty(0 if residual is None else x.shape, dtype=dtype)
+    """(y in ``dtype``, x + residual in float32, empty without a residual)."""
+    wide = accumulate_dtype(x)
+    y = x.new_empty(x.shape, dtype=dtype)
+    total = x.new_empty(0 if residual is None else x.shape, dtype=wide)
     for at in _blocks(x):
-        h = x[at].to(dtype)
+        h = x[at].to(wide)
         if residual is not None:
             h = torch.add(h, residual[at], out=total[at])
         rstd = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)

@@ -17,11 +17,19 @@ import triton.language as tl
 
 from seqkit.kernels.devices import launch_row
 from seqkit.kernels.triton_compiled import launch
-from seqkit.kernels.triton_launch import CompileCase, ceil_div, guard, next_power, resident_programs, rows_contiguous
+from seqkit.kernels.triton_launch import (
+    CompileCase,
+    ceil_div,
+    guard,
+    next_power,
+    resident_programs,
+    rows_contiguous,
+    token_strides,
+)
 from seqkit.kernels.triton_math import sigmoid
 
-TILE, GRADIENT_TILE = 1024, 256  # elements of a warp's tile
-REGISTERS = 168  # of a thread of the gradient kernel
+TILE, GRADIENT_TILE = 1024, 512  # elements of a warp's tile: sums of whole rows then need no barrier
+REGISTERS = 255  # of a thread of the gradient kernel
 VARYING = ["length", "items", "per_program"]
 
 
@@ -53,6 +61,12 @@ def put_tile(ptr, row, stride_row, t, stride, d, on, value):
 
 
 @triton.jit
+def weights_of(ptr, t, d, on):
+    """Weights as a tile [ROWS, BLOCK], which lies in registers as the rows do."""
+    return tl.load(ptr + t[:, None] * 0 + d[None, :], mask=on, other=0.0)
+
+
+@triton.jit
 def scale_of(h, size, eps):
     """1 / sqrt(mean(h^2) + eps) of every row [ROWS, 1]."""
     return 1.0 / tl.sqrt(tl.sum(h * h, 1) / size + eps)[:, None]
@@ -61,20 +75,20 @@ def scale_of(h, size, eps):
 @triton.jit(do_not_specialize=VARYING)
 def norm_sum_kernel(
     x_ptr, other_ptr, z_ptr, weight_ptr, other_weight_ptr, y_ptr,
-    length, items, size, groups, blocks, sxb, sxl, sob, sol, szb, szl, syb, syl, eps,
+    length, items, size, groups, blocks, sxb, sxl: tl.constexpr, sob, sol: tl.constexpr,
+    szb, szl: tl.constexpr, syb, syl: tl.constexpr, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Y of a block of rows of one group."""
     item = tl.program_id(0).to(tl.int64)
     row, t, d, on = rows_at(item, groups, blocks, size, length, ROWS, BLOCK)
-    on_d = tl.arange(0, BLOCK) < size
     z = tile_of(z_ptr, row, szb, t, szl, d, on)
     gate = z * sigmoid(z)
     h = tile_of(x_ptr, row, sxb, t, sxl, d, on) * gate
-    y = h * scale_of(h, size, eps) * tl.load(weight_ptr + d, mask=on_d, other=0.0)[None, :]
+    y = h * scale_of(h, size, eps) * weights_of(weight_ptr, t, d, on)
     if other_ptr is not None:
         h = tile_of(other_ptr, row, sob, t, sol, d, on) * gate
-        y += h * scale_of(h, size, eps) * tl.load(other_weight_ptr + d, mask=on_d, other=0.0)[None, :]
+        y += h * scale_of(h, size, eps) * weights_of(other_weight_ptr, t, d, on)
     put_tile(y_ptr, row, syb, t, syl, d, on, y)
 
 
@@ -84,27 +98,26 @@ def through_norm(x, dy, gate, weight, size, eps):
     h = x * gate
     scale = scale_of(h, size, eps)
     normed = h * scale
-    dnormed = dy * weight[None, :]
+    dnormed = dy * weight
     dh = scale * (dnormed - normed * (tl.sum(dnormed * normed, 1) / size)[:, None])
-    return dh, normed * weight[None, :], tl.sum(dy * normed, 0)
+    return dh, normed * weight, dy * normed
 
 
 @triton.jit(do_not_specialize=VARYING)
 def norm_sum_gradient_kernel(
     dy_ptr, x_ptr, other_ptr, z_ptr, weight_ptr, other_weight_ptr, y_ptr, dx_ptr, dother_ptr, dz_ptr, dweight_ptr,
     dother_weight_ptr, length, items, channels, size, groups, blocks, per_program,
-    sgb, sgl, sxb, sxl, sob, sol, szb, szl, sdb, sdl, eps,
+    sgb, sgl: tl.constexpr, sxb, sxl: tl.constexpr, sob, sol: tl.constexpr, szb, szl: tl.constexpr,
+    sdb, sdl: tl.constexpr, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a run of row blocks in one group, and y; those of the weights as one partial sum per program."""
     program = tl.program_id(0).to(tl.int64)
     group = program % groups
     d, on_d = group * size + tl.arange(0, BLOCK), tl.arange(0, BLOCK) < size
-    weight = tl.load(weight_ptr + d, mask=on_d, other=0.0)
-    dweight = tl.zeros((BLOCK,), tl.float32)
+    dweight = tl.zeros((ROWS, BLOCK), tl.float32)
     if other_ptr is not None:
-        other_weight = tl.load(other_weight_ptr + d, mask=on_d, other=0.0)
-        dother_weight = tl.zeros((BLOCK,), tl.float32)
+        dother_weight = tl.zeros((ROWS, BLOCK), tl.float32)
     begin = (program // groups) * per_program
     row, t, _d, on = rows_at(begin * groups + group, groups, blocks, size, length, ROWS, BLOCK)
     dys, zs = fetch(dy_ptr, row, sgb, t, sgl, d, on), fetch(z_ptr, row, szb, t, szl, d, on)
@@ -126,12 +139,14 @@ def norm_sum_gradient_kernel(
             others = fetch(other_ptr, row2, sob, t2, sol, d, on2)
         s = sigmoid(z)
         gate = z * s
+        weight = weights_of(weight_ptr, t, d, on)  # from a cache each time: registers are short
         dh, y, term = through_norm(x, dy, gate, weight, size, eps)
         dweight += term
         dgate = dh * x
         put_tile(dx_ptr, row, sxb, t, sxl, d, on, dh * gate)
         if other_ptr is not None:
-            dh, more, term = through_norm(x2, dy, gate, other_weight, size, eps)
+            weight = weights_of(other_weight_ptr, t, d, on)
+            dh, more, term = through_norm(x2, dy, gate, weight, size, eps)
             y += more
             dother_weight += term
             dgate += dh * x2
@@ -140,9 +155,9 @@ def norm_sum_gradient_kernel(
         if y_ptr is not None:
             put_tile(y_ptr, row, sgb, t, sgl, d, on, y)
     at = (program // groups) * channels + d
-    tl.store(dweight_ptr + at, dweight, mask=on_d)
+    tl.store(dweight_ptr + at, tl.sum(dweight, 0), mask=on_d)
     if other_ptr is not None:
-        tl.store(dother_weight_ptr + at, dother_weight, mask=on_d)
+        tl.store(dother_weight_ptr + at, tl.sum(dother_weight, 0), mask=on_d)
 
 
 def _shape(size: int, tile: int) -> dict[str, int]:
@@ -152,7 +167,7 @@ def _shape(size: int, tile: int) -> dict[str, int]:
 
 
 def _strides(*tensors: torch.Tensor | None) -> list[int]:
-    return [stride for x in tensors for stride in ((0, 0) if x is None else x.stride()[:2])]
+    return [stride for x in tensors for stride in ((0, 0) if x is None else token_strides(x))]
 
 
 def gated_rms_norm_sum_forward(
@@ -215,12 +230,13 @@ def gated_rms_norm_sum_backward(
 
 
 def compile_cases() -> dict[str, CompileCase]:
-    """Both kernels with two scans of 512 bfloat16 channels."""
+    """Both kernels with two scans of 512 bfloat16 channels, the gate a slice of a wider tensor."""
     types = dict.fromkeys(
         ("x_ptr", "other_ptr", "z_ptr", "y_ptr", "dy_ptr", "dx_ptr", "dother_ptr", "dz_ptr"), "*bf16"
     ) | {"eps": "fp32"}
-    rows = {"BLOCK": 512}
+    rows = {"BLOCK": 512, "sxl": 512, "sol": 512, "szl": 1160}
+    forward, backward = {**rows, "syl": 512, "ROWS": 2}, {**rows, "sgl": 512, "sdl": 1160, "ROWS": 1}
     return {
-        "norm_sum_kernel": CompileCase(norm_sum_kernel, {**rows, "ROWS": 2}, 1, types),
-        "norm_sum_gradient_kernel": CompileCase(norm_sum_gradient_kernel, {**rows, "ROWS": 1}, 2, types),
+        "norm_sum_kernel": CompileCase(norm_sum_kernel, forward, 1, types),
+        "norm_sum_gradient_kernel": CompileCase(norm_sum_gradient_kernel, backward, 1, types),
     }

@@ -26,7 +26,7 @@ __all__ = [
 
 TILE = 4096  # elements of a program's tile, where a row is shorter
 REGISTERS, TURNS = 255, 4  # of a thread of the gradient kernel; programs that a multiprocessor runs one after the other
-VARYING = ["rows", "per_program"]  # strides and widths are specialised: divisible ones load 16 bytes at once
+VARYING = ["rows", "per_program"]  # widths are specialised, strides known: rows load 16 bytes at once
 
 
 @triton.jit
@@ -45,7 +45,8 @@ def root_mean_square(h, size, eps):
 
 @triton.jit(do_not_specialize=VARYING)
 def norm_kernel(
-    x_ptr, z_ptr, residual_ptr, weight_ptr, y_ptr, total_ptr, rows, channels, size, groups, sx, sz, sr, eps,
+    x_ptr, z_ptr, residual_ptr, weight_ptr, y_ptr, total_ptr, rows, channels, size, groups,
+    sx: tl.constexpr, sz: tl.constexpr, sr: tl.constexpr, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, GATE_LAST: tl.constexpr,
 ):  # fmt: skip
     """Y, and x + residual where there is one."""
@@ -70,7 +71,8 @@ def norm_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def norm_gradient_kernel(
     dy_ptr, dtotal_ptr, x_ptr, z_ptr, weight_ptr, dx_ptr, dz_ptr, dresidual_ptr, dweight_ptr,
-    rows, channels, size, groups, per_program, sg, st, sx, sz, eps,
+    rows, channels, size, groups, per_program, sg: tl.constexpr, st: tl.constexpr, sx: tl.constexpr,
+    sz: tl.constexpr, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, GATE_LAST: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a run of row blocks in one group; the weight's as one partial sum per program."""
@@ -126,8 +128,8 @@ def _shape(x: torch.Tensor, size: int) -> dict[str, int]:
     return {"ROWS": rows, "BLOCK": block, "num_warps": min(16, max(4, block * rows // 1024))}
 
 
-def _normalise(x, z, residual, weight, eps, size, gate_last) -> tuple[torch.Tensor, torch.Tensor]:
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+def _normalise(x, z, residual, weight, eps, size, gate_last, dtype=None) -> tuple[torch.Tensor, torch.Tensor]:
+    y = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
     total = torch.empty(0 if residual is None else x.shape, dtype=torch.float32, device=x.device)
     if not x.numel():
         return y, total
@@ -168,10 +170,10 @@ def _differentiate(dy, dtotal, x, z, weight, out_dtype, with_residual, eps, size
 
 
 def rms_norm_forward(
-    x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, eps: float
+    x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, dtype: torch.dtype, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y in x's dtype, x + residual in float32, empty without a residual)."""
-    return _normalise(x, None, residual, weight, eps, x.shape[-1], False)
+    """(y in ``dtype``, x + residual in float32, empty without a residual)."""
+    return _normalise(x, None, residual, weight, eps, x.shape[-1], False, dtype)
 
 
 def rms_norm_backward(
@@ -216,16 +218,21 @@ def compile_cases() -> dict[str, CompileCase]:
     """Both kernels with a residual stream, and with a gate, on bfloat16 rows of 1,024 channels; those of sums."""
     types = dict.fromkeys(("x_ptr", "z_ptr", "y_ptr", "dy_ptr", "dx_ptr", "dz_ptr"), "*bf16") | {"eps": "fp32"}
     shape = {"ROWS": 4, "BLOCK": 1024}
-    residual = {**shape, "GATE_LAST": False, "z_ptr": None}
-    gated = {**shape, "GATE_LAST": True, "residual_ptr": None, "total_ptr": None}
+    forward = {**shape, "sx": 1024, "sz": 2192, "sr": 1024}
+    backward = {**shape, "sx": 1024, "sz": 2192, "sg": 1024, "st": 1024}
+    residual = {"GATE_LAST": False, "z_ptr": None}
+    gated = {"GATE_LAST": True, "residual_ptr": None, "total_ptr": None}
     return {
-        "norm_kernel": CompileCase(norm_kernel, residual, 4, types),
-        "norm_kernel, gated": CompileCase(norm_kernel, gated, 4, types),
+        "norm_kernel": CompileCase(norm_kernel, {**forward, **residual}, 4, types),
+        "norm_kernel, gated": CompileCase(norm_kernel, {**forward, **gated}, 4, types),
         "norm_gradient_kernel": CompileCase(
-            norm_gradient_kernel, {**residual, "dz_ptr": None}, 4, types | {"x_ptr": "*fp32"}
+            norm_gradient_kernel, {**backward, **residual, "dz_ptr": None}, 4, types | {"x_ptr": "*fp32"}
         ),
         "norm_gradient_kernel, gated": CompileCase(
-            norm_gradient_kernel, {**shape, "GATE_LAST": True, "dtotal_ptr": None, "dresidual_ptr": None}, 4, types
+            norm_gradient_kernel,
+            {**backward, "GATE_LAST": True, "dtotal_ptr": None, "dresidual_ptr": None},
+            4,
+            types,
         ),
         **sum_kernels.compile_cases(),
     }

@@ -8,9 +8,6 @@ from torch import Tensor, nn
 from seqkit.backbones.parameters import KeepsFloat32
 from seqkit.kernels import gated_rms_norm, rms_norm
 
-PIECE = 16_384
-"""Positions that are normalised at once where the result has another dtype."""
-
 
 class RMSNorm(KeepsFloat32):
     """RMSNorm over the last dimension.
@@ -75,13 +72,7 @@ class ResidualNorm(RMSNorm):
     @torch.no_grad()
     def again(self, stream_BLD: Tensor, dtype: torch.dtype) -> Tensor:
         """The normalised sum (B, L, D) from the sum, in ``dtype``: what :meth:`forward` gave, for a backward pass."""
-        if stream_BLD.dtype == dtype:
-            return super().forward(stream_BLD)
-        x_BLD = torch.empty_like(stream_BLD, dtype=dtype)
-        # In pieces: the norm has its input's dtype, and a copy of the whole length in that one is what is to be saved.
-        for x, stream in zip(x_BLD.split(PIECE, dim=1), stream_BLD.split(PIECE, dim=1), strict=True):
-            x.copy_(super().forward(stream))
-        return x_BLD
+        return rms_norm(stream_BLD, self.weight, eps=self.eps, dtype=dtype)
 
 
 class GatedRMSNorm(KeepsFloat32):

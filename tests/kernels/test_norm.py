@@ -57,3 +57,17 @@ def test_rows_may_be_strided(provider, device):
     assert torch.allclose(rms_norm(x, weight), rms_norm(x.contiguous(), weight), atol=1e-6)
     copied = gated_rms_norm(x.contiguous(), z.contiguous(), weight)
     assert torch.allclose(gated_rms_norm(x, z, weight), copied, atol=1e-6)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_normalises_into_another_dtype(provider, device, residual):
+    """What the sum of float32 is normalised to for bfloat16 blocks, and its gradient, rounded once."""
+    x = torch.randn(3, 5, 7, device=device, requires_grad=True)
+    weight, more = torch.rand(7, device=device), {"residual": torch.ones_like(x)} if residual else {}
+    got, want = (rms_norm(x, weight, dtype=dtype, **more) for dtype in (torch.bfloat16, None))
+    got, want = (y[0] if residual else y for y in (got, want))
+    assert torch.equal(got, want.bfloat16())
+    dy = torch.randn(x.shape, device=device).bfloat16()
+    ours, theirs = torch.autograd.grad(got, x, dy)[0], torch.autograd.grad(want, x, dy.float())[0]
+    assert ours.dtype == torch.float32
+    assert torch.allclose(ours, theirs, atol=1e-6)

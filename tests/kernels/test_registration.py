@@ -33,7 +33,7 @@ def raw_arguments(problem, provider):
     if problem.op == "causal_conv":
         return (t["x"], t["weight"], t.get("bias"), t.get("initial_state"), cu, "silu", False, provider)
     if problem.op == "rms_norm":
-        return (t["x"], t["weight"], t.get("residual"), 1e-5, provider)
+        return (t["x"], t["weight"], t.get("residual"), t["x"].dtype, 1e-5, provider)
     return (t["x"], t["z"], t["weight"], 1e-5, 3, False, provider)
 
 

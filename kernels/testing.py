@@ -99,6 +99,11 @@ def error_ratio(got: Tensor, want: Tensor) -> float:
     return error / scale
 
 
+def doubled(leaves: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same numbers as leaves in float64: what half precision is held against."""
+    return {name: x.detach().double().requires_grad_() for name, x in leaves.items()}
+
+
 def gradients(outputs: tuple[Tensor, ...], operands: dict[str, Tensor], seed: int = 1) -> dict[str, Tensor]:
     """Gradients of a fixed random projection of all outputs."""
     generator = torch.Generator().manual_seed(seed)

@@ -62,7 +62,8 @@ def follow(trained: TrainedForecast, config: PredictConfig, source: TextIO, out:
                 continue
             memories[panel.ids[0]], rows = memory, rows + 1  # before its forecast is seen: a stop may follow at once
             frame = forecast_rows(longer, quantiles, levels, level, name=OURS, horizon=horizon)
-            frame.insert_column(2, pl.Series("cutoff", [memory.panel.ds[-1]] * frame.height))
+            behind = frame.columns.index(memory.panel.roles.time) + 1
+            frame.insert_column(behind, pl.Series("cutoff", [memory.panel.ds[-1]] * frame.height))
             out.write(frame.write_csv(include_header=header))
             out.flush()
             header = False

@@ -45,10 +45,17 @@ def interval_columns(name: str, quantiles: NDArray, levels: NDArray, level: Sequ
     return columns | {f"{name}-hi-{p:g}": at_level(quantiles, levels, sides(p)[1]) for p in sorted(level)}
 
 
+def named(panel: Panel, series_N: NDArray) -> dict[str, pl.Series]:
+    """The id column of rows of these series; none where the frame that came in held one series and named none."""
+    if panel.roles.id is None:
+        return {}
+    return {panel.roles.id: pl.Series(panel.ids, dtype=pl.String)[series_N]}
+
+
 def forecast_rows(
     panel: Panel, quantiles: NDArray, levels: NDArray, level: Sequence[float], *, name: str, horizon: int
 ) -> pl.DataFrame:
-    """Long frame of what comes behind every series, under the names of the frame that came in.
+    """Long frame of what comes behind every series, under the names of the frame that came in; no id where it had none.
 
     Args:
         panel: The series with the rows to come at their ends.
@@ -59,9 +66,6 @@ def forecast_rows(
         horizon: Steps ahead.
     """
     ahead = panel.offsets[1:, None] - quantiles.shape[1] + np.arange(horizon)
-    columns = {
-        panel.roles.id or "unique_id": pl.Series(panel.ids, dtype=pl.String)[np.repeat(np.arange(len(panel)), horizon)],
-        panel.roles.time: panel.ds[ahead.reshape(-1)],
-    }
+    columns = named(panel, np.repeat(np.arange(len(panel)), horizon)) | {panel.roles.time: panel.ds[ahead.reshape(-1)]}
     flat = quantiles[:, :horizon].reshape(-1, quantiles.shape[-1])
     return pl.DataFrame(columns | interval_columns(name, flat, levels, level))

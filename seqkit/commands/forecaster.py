@@ -19,7 +19,7 @@ import torch
 from seqkit import configs
 from seqkit.commands.arguments import parse
 from seqkit.commands.forecast import train
-from seqkit.commands.forecast_frames import forecast_rows, interval_columns, interval_levels
+from seqkit.commands.forecast_frames import forecast_rows, interval_columns, interval_levels, named
 from seqkit.commands.forecast_memory import Memory, forecast_from, remember
 from seqkit.commands.forecast_memory_file import load_memory, save_memory
 from seqkit.commands.forecast_model import TASK, ForecastConfig
@@ -127,8 +127,8 @@ class Forecaster:
             future_df: Known-future rows, where the model has such covariates.
 
         Returns:
-            ``unique_id``, ``ds`` (under the names that came in), ``seqkit`` (the median) and its intervals, as a frame
-            of the kind that was fitted, or that ``df`` is.
+            ``unique_id`` where the frame had one, ``ds`` (under the names that came in), ``seqkit`` (the median) and
+            its intervals, as a frame of the kind that was fitted, or that ``df`` is.
         """
         trained = self._trained()
         restore = self._restore
@@ -153,7 +153,8 @@ class Forecaster:
     ) -> Any:  # fmt: skip
         """Forecasts at rolling cutoffs, by a model that was trained on the rows before them.
 
-        The forecaster itself stays as it is.
+        A forecaster that was fitted stays as it is; one that was not keeps the last model, and goes on from the end of
+        the frame.
 
         Args:
             df: The series with their covariates.
@@ -164,7 +165,7 @@ class Forecaster:
             val_size: As for :meth:`fit`.
 
         Returns:
-            ``unique_id``, ``ds``, ``cutoff`` (the last row known), ``y`` and the forecasts.
+            ``unique_id`` where the frame had one, ``ds``, ``cutoff`` (the last row known), ``y`` and the forecasts.
         """
         frame, restore = as_polars(df)
         config = self.config
@@ -181,10 +182,14 @@ class Forecaster:
             data = self._data(frame, settings)
             trained = self._train(settings, data)
             rows = backtest_rows(trained, data, level, name=self.alias)
-            first = rows.group_by(rows.columns[0], maintain_order=True).head(h) if refit else rows
-            parts.append(first)
-        keys = parts[0].columns[:3]
-        return restore(pl.concat(parts).sort(keys[0], keys[2], keys[1], maintain_order=True))
+            roles = data.panel.roles
+            series = [roles.id] if roles.id else []
+            if refit:  # of every series the first cutoff
+                rows = rows.group_by(series, maintain_order=True).head(h) if series else rows.head(h)
+            parts.append(rows)
+        if self.trained is None:
+            self.trained, self.memory, self._restore = trained, remember(trained, data.panel), restore
+        return restore(pl.concat(parts).sort(*series, "cutoff", roles.time, maintain_order=True))
 
     def update(self, df: Any) -> Forecaster:
         """Read new rows behind those known; the model stays as it is.
@@ -258,12 +263,10 @@ def backtest_rows(trained: TrainedForecast, data: SeriesData, level: Sequence[fl
         at = (targets(data, windows), levels, series_W, cutoff_W)
         quantiles = adapted(quantiles, *at, trained.config.adapt, trained.config.floor)
     rows = (cutoff_W[:, None] + np.arange(horizon)).reshape(-1)
-    known = rows_of(panel)[rows]
-    columns = {
-        panel.roles.id or "unique_id": known["unique_id"],
-        panel.roles.time: known["ds"],
+    columns = named(panel, np.repeat(series_W, horizon)) | {
+        panel.roles.time: panel.ds[rows],
         "cutoff": panel.ds[np.repeat(np.maximum(cutoff_W - 1, panel.offsets[series_W]), horizon)],
-        panel.roles.target: known["y"],
+        panel.roles.target: rows_of(panel)["y"][rows],
     }
     return pl.DataFrame(columns | interval_columns(name, quantiles.reshape(-1, len(levels)), levels, level))
 

@@ -1,26 +1,17 @@
-"""Where a causal stream stands, as a small object and as a file that another process goes on from.
-
-The file is safetensors: tensors named by their place in the state, and in the header, as JSON text, the format's
-version, the position and a fingerprint of the model. Nothing in it runs when it is read.
-"""
+"""Where a causal stream stands, as a small object and as a file (:mod:`seqkit.inference.state_file`)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from seqkit.backbones import Backbone
 from seqkit.errors import CheckpointError
-from seqkit.files import atomic
+from seqkit.inference import state_file
 
 FORMAT = "seqkit-stream-state"
 VERSION = 1
@@ -48,11 +39,7 @@ class StreamState:
 def fingerprint(model: Backbone) -> str:
     """Digest of a backbone's mathematics: settings that change a result, and every weight, on whatever device."""
     settings = {name: value for name, value in model.config.to_dict().items() if name not in _CHANGES_NOTHING}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return state_file.digest(settings, model.state_dict())
 
 
 def save_state(path: str | Path, state: StreamState, model: Backbone) -> None:
@@ -63,14 +50,12 @@ def save_state(path: str | Path, state: StreamState, model: Backbone) -> None:
         state: From :func:`seqkit.inference.stream.stream`.
         model: The backbone that the state belongs to.
     """
-    named = [(keystr(key), leaf) for key, leaf in tree_flatten_with_path(state.inner)[0]]
-    tensors = {name: leaf.detach().cpu().contiguous().clone() for name, leaf in named if leaf is not None}
+    tensors = state_file.flattened(state.inner)
     header = {
         "format": FORMAT, "version": VERSION, "position": state.position, "model": fingerprint(model),
         "batch": next(iter(tensors.values())).shape[0],
     }  # fmt: skip
-    with atomic(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={FORMAT: json.dumps(header)})
+    state_file.write(path, FORMAT, header, tensors)
 
 
 def load_state(path: str | Path, model: Backbone) -> StreamState:
@@ -83,33 +68,9 @@ def load_state(path: str | Path, model: Backbone) -> StreamState:
     Raises:
         CheckpointError: The file is damaged, of another version, or belongs to another model.
     """
-    header, tensors = _read(Path(path))
-    if header["version"] != VERSION:
-        raise CheckpointError(str(path), expected=f"version {VERSION}", got=f"version {header['version']}")
-    if header["model"] != fingerprint(model):
-        raise CheckpointError(
-            str(path), expected="a state of this model", got="one of another",
-            remedy="Settings, weights and dtypes must be those that the state was saved with.",
-        )  # fmt: skip
-    keyed, spec = tree_flatten_with_path(model.initial_state(header["batch"]))
-    names = [keystr(key) for key, _ in keyed]
-    missing = [name for name, (_, leaf) in zip(names, keyed, strict=True) if leaf is not None and name not in tensors]
-    if missing or not tensors.keys() <= set(names):
+    expected = {"version": VERSION, "model": fingerprint(model), "keys": ("position", "batch")}
+    header, tensors = state_file.read(path, FORMAT, what="a stream's state", **expected)
+    inner = model.initial_state(header["batch"])
+    if not tensors.keys() <= state_file.flattened(inner).keys():
         raise CheckpointError(str(path), expected="the tensors of the model's state", got=f"{sorted(tensors)[:3]} ...")
-    device = next(model.parameters()).device
-    leaves = [tensors[name].to(device) if name in tensors else None for name in names]
-    return StreamState(header["position"], tree_unflatten(leaves, spec))
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise CheckpointError(str(path), expected="a stream's state", got="no such file")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (ValueError, OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(str(path), expected="an intact stream's state", got=str(error)) from error
-    if not isinstance(header, dict) or not {"version", "position", "model", "batch"} <= header.keys():
-        raise CheckpointError(str(path), expected="a stream's state", got="a file without its header")
-    return header, tensors
+    return StreamState(header["position"], state_file.restored(tensors, inner, path))

@@ -2,6 +2,7 @@ import json
 import logging
 import subprocess
 import sys
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
@@ -115,6 +116,18 @@ def test_refitting_trains_at_every_cutoff(fitted):
     first = one["cutoff"] == one["cutoff"].min()
     assert one.filter(first).equals(two.filter(first))
     assert not one.filter(~first).equals(two.filter(~first))
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_frame_without_ids_gets_none_and_a_backtest_leaves_a_model(refit):
+    frame = FRAME.filter(unique_id="a").drop("unique_id")
+    model = Forecaster(h=H, **SMALL)
+    rows = model.cross_validation(frame, n_windows=2, level=[80], refit=refit)
+    assert rows.columns == ["ds", "cutoff", "y", "seqkit", "seqkit-lo-80", "seqkit-hi-80"]
+    assert rows["y"].to_list() == frame["y"].tail(2 * H).to_list()
+    out = model.predict(level=[80])
+    assert out.columns == ["ds", "seqkit", "seqkit-lo-80", "seqkit-hi-80"]
+    assert out["ds"][0] - frame["ds"].max() == timedelta(hours=1)
 
 
 def test_updating_equals_reading_everything(fitted, tmp_path):
@@ -272,12 +285,12 @@ def test_saved_files_run_nothing_and_say_what_is_wrong(fitted, tmp_path):
     assert Forecaster.load(tmp_path).predict().equals(fitted.predict())
     whole = (tmp_path / "memory.safetensors").read_bytes()
     (tmp_path / "memory.safetensors").write_bytes(whole[:100])
-    with pytest.raises(CheckpointError, match="an intact forecaster's memory"):
+    with pytest.raises(CheckpointError, match="a forecaster's memory, intact"):
         Forecaster.load(tmp_path)
     other = Forecaster(h=H, seed=3, **SMALL).fit(FRAME)
     other.save(tmp_path)
     (tmp_path / "memory.safetensors").write_bytes(whole)
-    with pytest.raises(CheckpointError, match="a memory of this model, got one of another"):
+    with pytest.raises(CheckpointError, match="a forecaster's memory of this model, got one of another"):
         Forecaster.load(tmp_path)
 
 

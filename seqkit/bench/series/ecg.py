@@ -5,6 +5,7 @@ Samples 0-454,999 train, to 519,999 validation, to 649,999 test; z-scores by tra
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from seqkit.backbones import BackboneConfig
 from seqkit.bench.series import files
 from seqkit.bench.series.one_step import OneStep, one_step_metrics
-from seqkit.bench.series.rows import LEVELS, Row, distribution_metrics, point_metrics, timed
+from seqkit.bench.series.rows import LEVELS, RATES, Row, adaptive, distribution_metrics, point_metrics, timed
 from seqkit.bench.series.train import Settings, WindowSet, forecast, train
 from seqkit.tasks.base import OptimConfig
 from seqkit.tasks.next_step import NextStepConfig
@@ -69,17 +70,18 @@ def recursive(series: NDArray, order: int, x: NDArray, y: NDArray) -> dict[str, 
     return point_metrics(y, fit_autoregression(series[:VALIDATION], order).forecast(x, HORIZON))
 
 
-def direct_ridge(series: NDArray, x: NDArray, y: NDArray) -> dict[str, float]:
+def direct_ridge(series: NDArray, x: NDArray, y: NDArray, rate: float) -> dict[str, float]:
     """One linear map from a thousand samples to the horizon, with conformal quantiles."""
     validation = series[VALIDATION - LOOKBACK : TEST]
     options = {"kind": "linear", "stride": STRIDE, "validation_CT": validation}
     model = fit_linear(series[:VALIDATION], LOOKBACK, HORIZON, **options)
-    return point_metrics(y, model.predict(x)) | distribution_metrics(y, ridge_quantiles(series, model, x))
+    quantiles = adaptive(y, ridge_quantiles(series, model, x), rate)
+    return point_metrics(y, model.predict(x)) | distribution_metrics(y, quantiles)
 
 
-def seasonal(x: NDArray, y: NDArray) -> dict[str, float]:
+def seasonal(x: NDArray, y: NDArray, rate: float) -> dict[str, float]:
     """The last beat's length again, with the quantiles of such errors."""
-    quantiles = seasonal_naive_quantiles(x, HORIZON, BEAT, LEVELS)
+    quantiles = adaptive(y, seasonal_naive_quantiles(x, HORIZON, BEAT, LEVELS), rate)
     return point_metrics(y, seasonal_naive(x, HORIZON, BEAT)) | distribution_metrics(y, quantiles)
 
 
@@ -96,10 +98,11 @@ def baselines(folder: Path) -> Iterator[Row]:
         protocol, (x, y) = f"ECG {lead} {HORIZON}", origins(series, LOOKBACK)
         yield timed(protocol, "last value", point_metrics, y, np.repeat(x[:, -1:], HORIZON, 1))
         yield timed(protocol, "train mean", point_metrics, y, np.zeros_like(y))
-        yield timed(protocol, f"seasonal naive {BEAT}", seasonal, x, y)
         for order in ORDERS:
             yield timed(protocol, f"AR({order})", recursive, series, order, x, y)
-        yield timed(protocol, f"ridge {LOOKBACK}", direct_ridge, series, x, y)
+        for kind, rate in RATES.items():
+            yield timed(protocol, f"seasonal naive {BEAT}{kind}", seasonal, x, y, rate)
+            yield timed(protocol, f"ridge {LOOKBACK}{kind}", direct_ridge, series, x, y, rate)
 
 
 ONE_STEP = OneStep(
@@ -132,12 +135,15 @@ def parts(series: NDArray) -> tuple[WindowSet, WindowSet, WindowSet]:
     )
 
 
-def ahead_metrics(series: NDArray, seed: int, device: str) -> dict[str, float]:
-    """Errors from every origin; the squared error is that of the distribution's mean."""
+def ahead_metrics(series: NDArray, seed: int, device: str) -> dict[str, dict[str, float]]:
+    """Errors from every origin, intervals fixed and adaptive; the squared error is that of the distribution's mean."""
     training, validation, test = parts(series)
     mean, _, quantiles = forecast([train(AHEAD, training, validation, seed, device)], test, LEVELS)
     truth = origins(series, LOOKBACK)[1]
-    return point_metrics(truth, mean) | distribution_metrics(truth, quantiles)
+    return {
+        kind: point_metrics(truth, mean) | distribution_metrics(truth, adaptive(truth, quantiles, rate))
+        for kind, rate in RATES.items()
+    }
 
 
 def models(folder: Path, device: str, seeds: Sequence[int]) -> Iterator[Row]:
@@ -146,4 +152,8 @@ def models(folder: Path, device: str, seeds: Sequence[int]) -> Iterator[Row]:
         for seed in seeds:
             arguments = (ONE_STEP, series, VALIDATION, TEST, seed, device)
             yield timed(f"ECG {lead} 1", "seqkit", one_step_metrics, *arguments, seed=seed)
-            yield timed(f"ECG {lead} {HORIZON}", "seqkit", ahead_metrics, series, seed, device, seed=seed)
+            begun = time.perf_counter()
+            found = ahead_metrics(series, seed, device)
+            seconds = time.perf_counter() - begun
+            for kind, metrics in found.items():
+                yield Row(f"ECG {lead} {HORIZON}", f"seqkit{kind}", metrics, seconds, seed)

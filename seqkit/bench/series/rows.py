@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqkit.tasks import series_metrics
+from seqkit.tasks.adaptive import adapted
 
 LEVELS = (0.025, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975)
 """Quantile levels; the outer pairs are the 95 % and the 80 % interval."""
+RATES = {"": 0.0, ", adaptive": 0.5}
+"""How fast intervals follow their misses, by what is added to a method's name."""
 
 
 class Row(NamedTuple):
@@ -65,3 +68,15 @@ def distribution_metrics(y: NDArray, quantiles: NDArray, scale: NDArray | float 
         "coverage80": series_metrics.coverage(y, quantiles[..., 1], quantiles[..., -2]),
         "coverage95": series_metrics.coverage(y, quantiles[..., 0], quantiles[..., -1]),
     }
+
+
+def adaptive(y: NDArray, quantiles: NDArray, rate: float) -> NDArray:
+    """Quantiles (W, H, Q) of one series, origins a horizon apart, that follow their misses from origin to origin.
+
+    Args:
+        y: What came, (W, H).
+        quantiles: At :data:`LEVELS`.
+        rate: 0 leaves them.
+    """
+    number = np.arange(len(y))
+    return adapted(quantiles, y, np.array(LEVELS), 0 * number, y.shape[1] * number, rate)

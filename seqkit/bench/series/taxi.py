@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from seqkit.backbones import BackboneConfig
 from seqkit.bench.series import files
-from seqkit.bench.series.rows import LEVELS, Row, distribution_metrics, timed
+from seqkit.bench.series.rows import LEVELS, RATES, Row, adaptive, distribution_metrics, timed
 from seqkit.bench.series.train import Settings, WindowSet, forecast, train
 from seqkit.tasks import series_metrics as metrics
-from seqkit.tasks.adaptive import adapted
 from seqkit.tasks.base import OptimConfig
 from seqkit.tasks.series_baselines import (
     conformal_quantiles,
@@ -34,8 +33,6 @@ from seqkit.tasks.series_net import ForecastNetConfig
 FILES = ("nyc_taxi.csv", files.WINDOWS)
 HORIZON, DAY, WEEK = 48, 48, 336
 VALIDATION, TEST = 6_600, 8_256
-RATES = {"": 0.0, ", adaptive": 0.5}
-"""How fast intervals follow their misses."""
 
 
 class Origins(NamedTuple):
@@ -70,15 +67,9 @@ def scored(origins: Origins, forecast: NDArray, quantiles: NDArray | None = None
     return found if quantiles is None else found | distribution_metrics(y, quantiles)
 
 
-def adaptive(origins: Origins, quantiles: NDArray, rate: float) -> NDArray:
-    """Intervals that follow their misses from origin to origin; a rate of 0 leaves them."""
-    number = np.arange(len(quantiles))
-    return adapted(quantiles, origins.future, np.array(LEVELS), 0 * number, HORIZON * number, rate)
-
-
 def seasonal(origins: Origins, season: int, rate: float) -> dict[str, float]:
     """What was seen a season ago, with the quantiles of such errors."""
-    quantiles = adaptive(origins, origins.each(seasonal_naive_quantiles, season, LEVELS), rate)
+    quantiles = adaptive(origins.future, origins.each(seasonal_naive_quantiles, season, LEVELS), rate)
     return scored(origins, origins.each(seasonal_naive, season), quantiles)
 
 
@@ -95,7 +86,7 @@ def ridge(y: NDArray, origins: Origins, lookback: int, rate: float) -> dict[str,
     residuals = np.concatenate([truth - first.predict(x) for x, truth in blocks])
     forecast = model.predict(np.stack([past[-lookback:] for past in origins.past]))
     quantiles = forecast[..., None] + conformal_quantiles(residuals, LEVELS)
-    return scored(origins, forecast, adaptive(origins, quantiles, rate))
+    return scored(origins, forecast, adaptive(origins.future, quantiles, rate))
 
 
 def baselines(folder: Path) -> Iterator[Row]:
@@ -144,5 +135,5 @@ def models(folder: Path, device: str, seeds: Sequence[int]) -> Iterator[Row]:
         median, quantiles = model_quantiles(y, seed, device)
         seconds = time.perf_counter() - begun
         for kind, rate in RATES.items():
-            found = scored(origins, median, adaptive(origins, quantiles, rate))
+            found = scored(origins, median, adaptive(origins.future, quantiles, rate))
             yield Row("NAB taxi", f"seqkit{kind}", found, seconds, seed)

@@ -20,9 +20,10 @@ class CustomOp:
     Here no argument has a default and ``opcheck`` looks for aliases, once, in the tests.
     """
 
-    def __init__(self, name: str, body: Callable):
+    def __init__(self, name: str, body: Callable, schema: str | None = None):
         self.name, self.body = name, body
-        LIBRARY.define(name + torch.library.infer_schema(body, mutates_args=()), tags=(torch.Tag.pt2_compliant_tag,))
+        schema = schema or torch.library.infer_schema(body, mutates_args=())
+        LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(name, _untraced(body), "CompositeExplicitAutograd")
         self.overload = getattr(torch.ops.seqkit, name).default
 
@@ -60,9 +61,9 @@ class CustomOp:
         LIBRARY.impl(self.name, differentiable, "Autograd", with_keyset=True)
 
 
-def custom_op(name: str) -> Callable[[Callable], CustomOp]:
-    """Decorator that registers a function as ``torch.ops.seqkit.NAME``; annotations give the schema."""
-    return functools.partial(CustomOp, name)
+def custom_op(name: str, schema: str | None = None) -> Callable[[Callable], CustomOp]:
+    """Decorator that registers a function as ``torch.ops.seqkit.NAME``; annotations give the schema, unless it does."""
+    return functools.partial(CustomOp, name, schema=schema)
 
 
 def _untraced(body: Callable) -> Callable:

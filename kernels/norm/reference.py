@@ -163,8 +163,9 @@ def gated_rms_norm_sum_backward(
     dz: torch.Tensor,
     *,
     keep_sum: bool,
+    dxs: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
-    """Gradients of the weights; those of ``xs`` replace them, that of z goes to ``dz``.
+    """Gradients of the weights; those of ``xs`` replace them or go to ``dxs``, that of z goes to ``dz``.
 
     Args:
         dy: Gradient of the sum; replaced by the sum itself with ``keep_sum``.
@@ -175,6 +176,7 @@ def gated_rms_norm_sum_backward(
         group_size: Channels normalised together.
         dz: Tensor or slice to write to.
         keep_sum: Whether what the forward pass returned is wanted again.
+        dxs: Tensors to write to where ``xs`` are to stay.
     """
     dtype = accumulate_dtype(z)
     grouped = [_grouped(weight, group_size) for weight in weights]
@@ -182,14 +184,14 @@ def gated_rms_norm_sum_backward(
     for at in _blocks(z):
         gate, slope = silu_and_derivative(z[at].to(dtype))
         dy_part, total, dgate = _grouped(dy[at].to(dtype), group_size), 0, 0
-        for x, weight, dweight in zip(xs, grouped, dweights, strict=True):
+        for x, dx, weight, dweight in zip(xs, dxs or xs, grouped, dweights, strict=True):
             x_part = x[at].to(dtype)
             h = _grouped(x_part * gate, group_size)
             dh, dweight_part = _norm_gradient(h, dy_part, weight, eps)
             dweight += dweight_part
             total = total + h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * weight
             dgate = dgate + dh.flatten(-2) * x_part
-            x[at] = dh.flatten(-2) * gate
+            dx[at] = dh.flatten(-2) * gate
         dz[at] = dgate * slope
         if keep_sum:
             dy[at] = total.flatten(-2)

@@ -1,8 +1,8 @@
 """Gated RMS norms of one scan, or of two that share a gate, added up: what stands behind the scans of a Mamba-2 block.
 
 A row is read once, normalised and added up in registers. Backward works in place: gradients take the place of what they
-belong to, the sum that of its own gradient. A fixed number of programs, each over its share of the rows, leaves one
-partial sum of the weights' gradients each, added up in the same order every time.
+belong to unless that is to stay, the sum that of its own gradient. A fixed number of programs, each over its share of
+the rows, leaves one partial sum of the weights' gradients each, added up in the same order every time.
 
 Legend: B batch, T tokens, D channels, K groups of D / K channels.
 """
@@ -197,8 +197,9 @@ def gated_rms_norm_sum_backward(
     dz: torch.Tensor,
     *,
     keep_sum: bool,
+    dxs: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
-    """Gradients of the weights; those of ``xs`` replace them, that of z goes to ``dz``.
+    """Gradients of the weights; those of ``xs`` replace them or go to ``dxs``, that of z goes to ``dz``.
 
     Args:
         dy: Gradient of the sum (B, T, D); replaced by the sum itself with ``keep_sum``.
@@ -209,13 +210,14 @@ def gated_rms_norm_sum_backward(
         group_size: Channels normalised together.
         dz: Tensor or slice to write to, (B, T, D).
         keep_sum: Whether what the forward pass returned is wanted again.
+        dxs: Tensors that lie in memory as ``xs`` do, where these are to stay.
     """
     (B, T, D), (x, other), (weight, other_weight) = z.shape, (*xs, None)[:2], (*weights, None)[:2]
     dy = dy if keep_sum else rows_contiguous(dy)
     if not z.numel():
         return [torch.zeros_like(w) for w in weights]
     shape, groups = _shape(group_size, GRADIENT_TILE), D // group_size
-    blocks = ceil_div(T, shape["ROWS"])
+    blocks, (dx, dother) = ceil_div(T, shape["ROWS"]), (*(dxs or xs), None)[:2]
     at_once = launch_row(x).programs_per_multiprocessor(shape["num_warps"], REGISTERS)
     per_program = ceil_div(B * blocks, max(1, resident_programs(x, at_once) // groups))
     runs = ceil_div(B * blocks, per_program)
@@ -223,7 +225,7 @@ def gated_rms_norm_sum_backward(
     with guard(x):
         launch(
             norm_sum_gradient_kernel, runs * groups,
-            dy, x, other, z, weight, other_weight, dy if keep_sum else None, x, other, dz, partial[0], partial[-1],
+            dy, x, other, z, weight, other_weight, dy if keep_sum else None, dx, dother, dz, partial[0], partial[-1],
             T, B * blocks, D, group_size, groups, blocks, per_program, *_strides(dy, x, other, z, dz), eps, **shape,
         )  # fmt: skip
     return [part.sum(0).to(w.dtype) for part, w in zip(partial, weights, strict=True)]

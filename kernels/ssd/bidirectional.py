@@ -14,7 +14,7 @@ from torch import Tensor
 from seqkit.errors import ConfigError
 from seqkit.kernels import dispatch
 from seqkit.kernels.inner_slabs import count_slabs
-from seqkit.kernels.registration import autocast_off, or_empty, or_none, refuse_double_backward
+from seqkit.kernels.registration import autocast_off, custom_op, or_empty, or_none, refuse_double_backward
 from seqkit.kernels.ssd import bidirectional_slabs, inner_slabs
 from seqkit.kernels.ssd.bidirectional_slabs import OWN, SHARED
 from seqkit.kernels.ssd.function import check_chunk_size
@@ -109,9 +109,8 @@ def ssd_bidirectional(
     return y, tuple(states[:2]), tuple(states[2:])
 
 
-@torch.library.custom_op(
-    "seqkit::ssd_bidirectional_fwd",
-    mutates_args=(),
+@custom_op(
+    "ssd_bidirectional_fwd",
     schema=f"({_TENSORS}, {_SETTINGS}) -> ({', '.join(['Tensor'] * (1 + 2 * STATES))})",
 )
 def ssd_bidirectional_fwd(*args) -> tuple[Tensor, ...]:
@@ -141,9 +140,8 @@ def _(*args):
     return x.new_empty((batch, length, named["out_weight"].shape[0]), dtype=dtype), *final, *kept
 
 
-@torch.library.custom_op(
-    "seqkit::ssd_bidirectional_bwd",
-    mutates_args=(),
+@custom_op(
+    "ssd_bidirectional_bwd",
     schema=f"(Tensor dy, {', '.join(f'Tensor? dstate{i}' for i in range(STATES))}, "
     f"{', '.join(f'Tensor start{i}' for i in range(STATES))}, {_TENSORS}, {_SETTINGS}) -> "
     f"({', '.join(['Tensor'] * len(OPERANDS))})",

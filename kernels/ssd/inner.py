@@ -40,12 +40,13 @@ def ssd_inner(
     slab: int | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
+    keep: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolution, SSD scan, gated norm: what lies inside a Mamba-2 block.
 
     With ``in_weight`` and ``out_weight`` the whole block. Nothing between x and y is kept for the backward pass but the
-    states between slabs: the rest is computed again, slab by slab. Differentiable in every tensor, in the states given
-    and those returned; not twice.
+    states between slabs: the rest is computed again, slab by slab, unless ``keep`` says otherwise. Differentiable in
+    every tensor, in the states given and those returned; not twice.
 
     Args:
         x: Gate, input of the convolution (x, B and C) and time step (B, L, 2E + 2GN + H), or with ``in_weight`` the
@@ -70,14 +71,16 @@ def ssd_inner(
             E N + (W - 1) (E + 2GN) numbers a slab.
         chunk_size: Tokens per chunk of the scan, 1 to 1024; None leaves it to the provider.
         dtype: What the projections compute in; None means x's, the only choice without ``in_weight``.
+        keep: Keep what lies between for the backward pass, which then computes nothing again; takes both projections
+            and one slab.
 
     Returns:
         y (B, L, E), or (B, L, D) with ``out_weight``; final states of the convolution and of the scan.
 
     Raises:
         ShapeError: A shape, dtype, device or layout does not fit.
-        ConfigError: ``slab`` is below 1, ``chunk_size`` out of range, or ``SEQKIT_KERNELS`` asks for a provider that
-            cannot run this.
+        ConfigError: ``slab`` is below 1, ``chunk_size`` out of range, ``keep`` asked of several slabs or without
+            projections, or ``SEQKIT_KERNELS`` asks for a provider that cannot run this.
 
     Reference:
         Dao and Gu, Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space
@@ -96,7 +99,9 @@ def ssd_inner(
     check_operands(dict(zip(inner_slabs.OPERANDS, operands, strict=True)), cu_seqlens, groups)
     provider = dispatch.provider_for("ssd_scan", A if dtype == torch.float64 else x, in_weight)
     slab = 0 if slab is None or slab >= x.shape[1] else slab
-    settings = slab, reverse, dtype, provider, groups, float(eps), chunk_size
+    if keep and (slab or in_weight is None or out_weight is None):
+        raise ConfigError("keep", expected="False, or one slab and both projections", got="True")
+    settings = slab, reverse, dtype, provider, groups, float(eps), chunk_size, keep and torch.is_grad_enabled()
     return torch.ops.seqkit.ssd_inner_fwd(*operands, cu_seqlens, *settings)[:3]
 
 
@@ -158,20 +163,21 @@ def ssd_inner_fwd(
     groups: int,
     eps: float,
     chunk_size: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(y, final states, states between slabs); ``slab`` 0 means one slab."""
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(y, final states, states between slabs, what ``keep`` keeps); ``slab`` 0 means one slab."""
     check_boundaries(cu_seqlens, x.shape[1])
     with autocast_off(x):
         return inner_slabs.forward(
             x, in_weight, in_bias, conv_weight, conv_bias, dt_bias, A, D, norm_weight, out_weight, out_bias,
-            conv_state, ssm_state, cu_seqlens, slab, reverse, dtype, provider, groups, eps, chunk_size,
+            conv_state, ssm_state, cu_seqlens, slab, reverse, dtype, provider, groups, eps, chunk_size, keep,
         )  # fmt: skip
 
 
 @ssd_inner_fwd.register_fake
 def _(
     x, in_weight, in_bias, conv_weight, conv_bias, dt_bias, A, D, norm_weight, out_weight, out_bias, conv_state,
-    ssm_state, cu_seqlens, slab, reverse, dtype, provider, groups, eps, chunk_size,
+    ssm_state, cu_seqlens, slab, reverse, dtype, provider, groups, eps, chunk_size, keep,
 ):  # fmt: skip
     (batch, length, _), (mixed, taps), channels, heads = x.shape, conv_weight.shape, norm_weight.shape[0], A.shape[0]
     segments, wide = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1, torch.promote_types(dtype, torch.float32)
@@ -179,7 +185,15 @@ def _(
     width = channels if out_weight is None else out_weight.shape[0]
     conv, ssm = (taps - 1, mixed), (heads, channels // heads, (mixed - channels) // (2 * groups))
     rest = (segments, *conv), (segments, *ssm), (between, batch, *conv), (between, batch, *ssm)
-    return x.new_empty((batch, length, width), dtype=dtype), *(x.new_empty(shape, dtype=wide) for shape in rest)
+    rest = (x.new_empty((batch, length, width), dtype=dtype), *(x.new_empty(shape, dtype=wide) for shape in rest))
+    if not keep:
+        return *rest, *(x.new_empty(0) for _ in range(inner_slabs.KEPT))
+    packed = None if cu_seqlens is None else segments
+    boundary = dispatch.implementation("ssd_scan", provider).boundary_shape(batch, length, *ssm, packed, chunk_size)
+    wider = channels + mixed + heads, mixed
+    inside = (x.new_empty((batch, length, n), dtype=dtype) for n in wider)
+    scanned = x.new_empty((batch, length, *ssm[:2]), dtype=dtype)
+    return *rest, *inside, scanned, x.new_empty(boundary, dtype=wide)
 
 
 @custom_op("ssd_inner_bwd")
@@ -189,6 +203,10 @@ def ssd_inner_bwd(
     dssm: Tensor | None,
     conv_starts: Tensor,
     ssm_starts: Tensor,
+    projected: Tensor,
+    xbc: Tensor,
+    scanned: Tensor,
+    boundary: Tensor,
     x: Tensor,
     in_weight: Tensor | None,
     in_bias: Tensor | None,
@@ -210,21 +228,22 @@ def ssd_inner_bwd(
     groups: int,
     eps: float,
     chunk_size: int | None,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the thirteen operands; empty where one is absent."""
     with autocast_off(x):
         grads = inner_slabs.backward(
-            dy, dconv, dssm, conv_starts, ssm_starts, x, in_weight, in_bias, conv_weight, conv_bias, dt_bias, A, D,
-            norm_weight, out_weight, out_bias, conv_state, ssm_state, cu_seqlens, slab, reverse, dtype, provider,
-            groups, eps, chunk_size,
+            dy, dconv, dssm, conv_starts, ssm_starts, (projected, xbc, scanned, boundary), x, in_weight, in_bias,
+            conv_weight, conv_bias, dt_bias, A, D, norm_weight, out_weight, out_bias, conv_state, ssm_state,
+            cu_seqlens, slab, reverse, dtype, provider, groups, eps, chunk_size, keep,
         )  # fmt: skip
     return or_empty(grads, x)
 
 
 @ssd_inner_bwd.register_fake
 def _(dy, dconv, dssm, conv_starts, ssm_starts, *args):
-    operands = args[: len(inner_slabs.OPERANDS)]
-    return or_empty(tuple(None if x is None else x.new_empty(x.shape) for x in operands), args[0])
+    operands = args[inner_slabs.KEPT :][: len(inner_slabs.OPERANDS)]
+    return or_empty(tuple(None if x is None else x.new_empty(x.shape) for x in operands), operands[0])
 
 
 def _setup_context(ctx, inputs, output):
@@ -236,10 +255,11 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy, dconv, dssm, *_):
-    conv_starts, ssm_starts, *tensors = ctx.saved_tensors  # once: checkpointing computes them anew at every look
+    saved = ctx.saved_tensors  # once: checkpointing computes them anew at every look
+    kept, tensors = saved[: 2 + inner_slabs.KEPT], saved[2 + inner_slabs.KEPT :]
     if dy is None:
         dy = tensors[0].new_zeros(ctx.shape, dtype=ctx.dtype)
-    grads = torch.ops.seqkit.ssd_inner_bwd(dy, dconv, dssm, conv_starts, ssm_starts, *tensors, *ctx.settings)
+    grads = torch.ops.seqkit.ssd_inner_bwd(dy, dconv, dssm, *kept, *tensors, *ctx.settings)
     return *or_none(grads, tensors[:-1]), None, *(None for _ in ctx.settings)
 
 

@@ -15,6 +15,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from seqkit.kernels import dispatch
 from seqkit.kernels.inner_slabs import SlabCall, States, Totals, run_backward, run_forward
@@ -23,6 +24,7 @@ OPERANDS = (
     "x", "in_weight", "in_bias", "conv_weight", "conv_bias", "dt_bias", "A", "D", "norm_weight", "out_weight",
     "out_bias", "conv_state", "ssm_state",
 )  # fmt: skip
+KEPT = 4  # tensors that spare the backward pass a second run
 
 
 class Scanned(NamedTuple):
@@ -139,13 +141,17 @@ def forward(*args) -> tuple[torch.Tensor, ...]:
     """Run all slabs.
 
     Args:
-        *args: Those of :class:`Call`.
+        *args: Those of :class:`Call`, then whether the backward pass is to compute nothing again: there is one slab
+            then, with both projections.
 
     Returns:
         y (B, L, D) or, without an output projection, (B, L, E); final states (S, W - 1, E + 2GN) and (S, H, P, N);
-        those before every slab but the first (K - 1, B, ...).
+        those before every slab but the first (K - 1, B, ...); the four tensors of :func:`_forward_keeping`, else empty.
     """
+    *args, keep = args
     call = Call(*args)
+    if keep:
+        return _forward_keeping(call)
 
     def run(span: slice, conv: torch.Tensor | None, ssm: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         z, inputs, dt = call.split(call.project(span))
@@ -154,7 +160,21 @@ def forward(*args) -> tuple[torch.Tensor, ...]:
             [y.flatten(-2)], z, [call.norm_weight], *call.norm_settings
         ), *states
 
-    return run_forward(call, call.E, run)
+    return *run_forward(call, call.E, run), *(call.x.new_empty(0) for _ in range(KEPT))
+
+
+def _forward_keeping(call: Call) -> tuple[torch.Tensor, ...]:
+    """The same for one slab, and its projected and convolved input, the scan's output and what the scan keeps."""
+    (span,), given = call.spans(), (call.operands["conv_state"], call.operands["ssm_state"])
+    projected = call.project(span)
+    z, inputs, dt = call.split(projected)
+    scanned_BLHP, states, scanned = call.scan_slab(inputs, dt, given, call.cu_seqlens)
+    normed = call.norm.gated_rms_norm_sum_forward(
+        [scanned_BLHP.flatten(-2)], z, [call.norm_weight], *call.norm_settings
+    )
+    y = F.linear(normed, call.out_weight, call.out_bias)
+    between = (x.new_empty((0, call.x.shape[0], *x.shape[1:])) for x in states)
+    return y, *states, *between, projected, scanned.xbc, scanned_BLHP, scanned.kept
 
 
 def backward(
@@ -163,6 +183,7 @@ def backward(
     dssm: torch.Tensor | None,
     conv_starts: torch.Tensor,
     ssm_starts: torch.Tensor,
+    kept: tuple[torch.Tensor, ...],
     *args,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of :data:`OPERANDS`, None where one is absent.
@@ -173,18 +194,21 @@ def backward(
         dssm: Gradient of the scan's final states, or None.
         conv_starts: States before every slab but the first, as kept by the forward pass.
         ssm_starts: The same of the scan.
+        kept: The last four outputs of the forward pass.
         *args: Those of :func:`forward`.
     """
+    *args, keep = args
     call = Call(*args)
 
     def run(k: int, *slab) -> States:
-        return _backward_slab(call, *slab)
+        return _backward_slab(call, kept if keep else None, *slab)
 
     return run_backward(call, dy, (dconv, dssm), (conv_starts, ssm_starts), run)
 
 
 def _backward_slab(
     call: Call,
+    kept: tuple[torch.Tensor, ...] | None,
     span: slice,
     dy: torch.Tensor,
     starts: States,
@@ -192,21 +216,29 @@ def _backward_slab(
     totals: Totals,
     dx: torch.Tensor,
 ) -> States:
-    """Recompute one slab, write ``dx``, add to ``totals``; returns the adjoints of the two states before it."""
-    projected = call.project(span)
+    """Recompute one slab unless it is kept, write ``dx``, add to ``totals``; returns adjoints of the states before."""
+    bounds = call.bounds(span)
+    projected = call.project(span) if kept is None else kept[0]
     z, inputs, dt = call.split(projected)
-    y, _, scanned = call.scan_slab(inputs, dt, starts, call.bounds(span), keep=True)
+    if kept is None:
+        y, _, scanned = call.scan_slab(inputs, dt, starts, bounds, keep=True)
+        dscanned = y
+    else:
+        _, xbc, y, boundary = kept
+        scanned = Scanned(xbc, call.scan_arguments(xbc, dt, starts[1], bounds), boundary, bounds)
+        dscanned = torch.empty_like(y)
     dprojected = dx if call.in_weight is None else torch.empty_like(projected)
     dz, dinputs, ddt = call.split(dprojected)
     dnormed, whole = call.before_output(dy), call.out_weight is not None
     (dweight,) = call.norm.gated_rms_norm_sum_backward(
-        dnormed, [y.flatten(-2)], z, [call.norm_weight], *call.norm_settings, dz, keep_sum=whole
-    )
+        dnormed, [y.flatten(-2)], z, [call.norm_weight], *call.norm_settings, dz, keep_sum=whole,
+        dxs=[dscanned.flatten(-2)],
+    )  # fmt: skip
     totals.add("norm_weight", dweight)
     if whole:
         call.add_output(totals, dy, dnormed)
     del dnormed, dy
-    adjoints = call.scan_slab_gradients(totals, y, adjoints, scanned, inputs, starts[0], dinputs, ddt)
+    adjoints = call.scan_slab_gradients(totals, dscanned, adjoints, scanned, inputs, starts[0], dinputs, ddt)
     if call.in_weight is not None:
         call.add_input(totals, span, dprojected, dx)
     return adjoints

@@ -156,20 +156,45 @@ class Mamba2Core(ScanCore):
         Returns:
             y (B, L, D) and the next state.
         """
+        bias = out_proj.bias if add_bias else None
+        options = {"cu_seqlens": cu_seqlens, "reverse": reverse, "slab": self.slab}
+        return self._fused(x_BLD, in_proj, out_proj, bias, state, **options)
+
+    def scan_whole(
+        self,
+        x_BLD: Tensor,
+        in_proj: Linear,
+        out_proj: Linear,
+        state: Mamba2State | None,
+        *,
+        cu_seqlens: Tensor | None,
+        reverse: bool,
+    ) -> tuple[Tensor, Mamba2State]:
+        """As for any core, in one op: gradients of the projection's parts then need not be put together."""
+        options = {"cu_seqlens": cu_seqlens, "reverse": reverse, "keep": True}
+        return self._fused(x_BLD, in_proj, out_proj, out_proj.bias, state, **options)
+
+    def _fused(
+        self,
+        x_BLD: Tensor,
+        in_proj: Linear,
+        out_proj: Linear,
+        out_bias: Tensor | None,
+        state: Mamba2State | None,
+        **options,
+    ) -> tuple[Tensor, Mamba2State]:
         y_BLD, conv, ssm = ssd_inner(
             x_BLD,
             in_weight=in_proj.weight,
             in_bias=in_proj.bias,
             **self._operands(state)._asdict(),
             out_weight=out_proj.weight,
-            out_bias=out_proj.bias if add_bias else None,
+            out_bias=out_bias,
             groups=self.ngroups,
             eps=self.norm.eps,
-            reverse=reverse,
-            cu_seqlens=cu_seqlens,
-            slab=self.slab,
             chunk_size=self.chunk_size,
             dtype=in_proj.compute_dtype(),
+            **options,
         )
         return y_BLD, Mamba2State(conv, ssm)
 

@@ -37,6 +37,32 @@ class ScanCore(KeepsFloat32):
             return True
         return self.recompute and length > 0 and torch.is_grad_enabled()
 
+    def scan_whole(
+        self,
+        x_BLD: Tensor,
+        in_proj: nn.Module,
+        out_proj: nn.Module,
+        state: Any,
+        *,
+        cu_seqlens: Tensor | None,
+        reverse: bool,
+    ) -> tuple[Tensor, Any]:
+        """Projections and core on all positions at once; what lies between is kept for the backward pass.
+
+        Args:
+            x_BLD: Input (B, L, D).
+            in_proj: Input projection.
+            out_proj: Output projection.
+            state: That enters; None for zeros.
+            cu_seqlens: (S + 1,) int32 bounds of packed segments (B = 1).
+            reverse: Scan every segment from its end.
+
+        Returns:
+            y (B, L, D) and the state that leaves.
+        """
+        y_BLE, state = self.scan(in_proj(x_BLD), state, cu_seqlens=cu_seqlens, reverse=reverse)
+        return out_proj(y_BLE), state
+
     def scan_both_slabs(
         self,
         mirrored: ScanCore,
@@ -109,10 +135,8 @@ class ProjectedMixer(nn.Module):
             options = {"cu_seqlens": cu_seqlens, "reverse": reverse, "step_size": step_size}
             y_BLE, state = self.scan(self.in_proj(x_BLD), state, **options)
             return self.out_proj(y_BLE), state
-        if self.takes_slabs(x_BLD):
-            return self.scan_slabs(x_BLD, self.in_proj, self.out_proj, state, cu_seqlens=cu_seqlens, reverse=reverse)
-        y_BLE, state = self.scan(self.in_proj(x_BLD), state, cu_seqlens=cu_seqlens, reverse=reverse)
-        return self.out_proj(y_BLE), state
+        scan = self.scan_slabs if self.takes_slabs(x_BLD) else self.scan_whole
+        return scan(x_BLD, self.in_proj, self.out_proj, state, cu_seqlens=cu_seqlens, reverse=reverse)
 
     def step(self, x_BD: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Advance one token per sequence: (B, D) and a state to (B, D) and the next state."""

@@ -60,7 +60,7 @@ CONTEXT_BYTES = int(0.6 * GIB)
 # the block is one op in slabs, and where it is one op a part, whose inputs and outputs are counted as tensors.
 _INSIDE_GPU = {
     "mamba1": (11.0, 4.0),
-    "mamba2": (11.0, 4.0),
+    "mamba2": (11.0, 5.0),
     "mamba3": (16.0, 16.0),
     "s4d": (8.0, 8.0),
     "attention": (4.0, 4.0),

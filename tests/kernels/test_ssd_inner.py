@@ -89,6 +89,19 @@ def test_equals_its_parts(device, whole, reverse, packed, slab):
     check_against_parts(*operands(whole=whole, packed=packed, device=device), slab, 1e-5, reverse)
 
 
+@pytest.mark.parametrize("packed", [None, PACKED])
+def test_equals_its_parts_with_everything_kept(device, packed):
+    check_against_parts(*operands(packed=packed, device=device), None, 1e-5, reverse=True, keep=True)
+
+
+def test_what_is_kept_stays(device):
+    """A second backward pass finds what the first one found."""
+    tensors, options = operands(device=device)
+    y = ssd_inner(**tensors, **options, keep=True)[0]
+    first, second = (torch.autograd.grad(y.sum(), list(tensors.values()), retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("slab", [None, 1000, 4096])
@@ -187,17 +200,16 @@ def test_same_bits_twice(device, slab):
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def raw_arguments(tensors, cu_seqlens, slab):
+def raw_arguments(tensors, cu_seqlens, slab, keep=False):
     order = ("x", *SHAPES, "conv_state", "ssm_state")
-    settings = (slab, False, tensors["x"].dtype, "reference", G, EPS, None)
+    settings = (slab, False, tensors["x"].dtype, "reference", G, EPS, None, keep)
     return *(tensors.get(name) for name in order), cu_seqlens, *settings
 
 
-@pytest.mark.parametrize("slab", [0, 8])
-@pytest.mark.parametrize("whole", [False, True])
-def test_opcheck(slab, whole):
-    tensors, options = operands(packed=PACKED, whole=whole)
-    arguments = raw_arguments(tensors, options["cu_seqlens"], slab)
+@pytest.mark.parametrize(("slab", "whole", "keep"), [(0, 0, 0), (0, 1, 0), (8, 0, 0), (8, 1, 0), (0, 1, 1)])
+def test_opcheck(slab, whole, keep):
+    tensors, options = operands(packed=PACKED, whole=bool(whole))
+    arguments = raw_arguments(tensors, options["cu_seqlens"], slab, bool(keep))
     torch.library.opcheck(torch.ops.seqkit.ssd_inner_fwd.default, arguments)
     with torch.no_grad():
         y, conv, ssm, *kept = torch.ops.seqkit.ssd_inner_fwd(*arguments)
@@ -258,7 +270,7 @@ def test_keeps_states_between_slabs_only(slab):
 def test_packed_slabs_keep_one_state_a_border():
     """However many segments there are: only one can reach across."""
     tensors, options = operands(length=60, packed=list(range(0, 61, 2)))
-    kept = torch.ops.seqkit.ssd_inner_fwd(*raw_arguments(tensors, options["cu_seqlens"], 10))[3:]
+    kept = torch.ops.seqkit.ssd_inner_fwd(*raw_arguments(tensors, options["cu_seqlens"], 10))[3:5]
     assert [tuple(x.shape) for x in kept] == [(5, 1, W - 1, MIXED), (5, 1, H, P, N)]
 
 
@@ -266,6 +278,7 @@ def test_packed_slabs_keep_one_state_a_border():
     ("change", "error"),
     [
         ({"slab": 0}, ConfigError),
+        ({"slab": 2, "keep": True}, ConfigError),
         ({"chunk_size": 0}, ConfigError),
         ({"x": torch.zeros(2, 5, INNER)}, ShapeError),
         ({"groups": 3}, ShapeError),

@@ -21,7 +21,7 @@ class CustomOp:
     """
 
     def __init__(self, name: str, body: Callable, schema: str | None = None):
-        self.name, self.body = name, body
+        self.name = name
         schema = schema or torch.library.infer_schema(body, mutates_args=())
         LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(name, _untraced(body), "CompositeExplicitAutograd")

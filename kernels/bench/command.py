@@ -13,7 +13,7 @@ import torch
 
 from seqkit.errors import ConfigError
 from seqkit.kernels.bench import ceilings, first_call, report
-from seqkit.kernels.bench.measure import Runner, graphed, peak_bytes, quartiles, repeated, small
+from seqkit.kernels.bench.measure import Runner, graphed, host_microseconds, peak_bytes, quartiles, repeated, small
 from seqkit.kernels.bench.operations import OPERATIONS, Draw, Tensors
 from seqkit.kernels.bench.providers import NAMES, PROVIDERS, available, longest, version
 from seqkit.kernels.bench.suites import SUITES, Case, cases
@@ -49,6 +49,8 @@ def time_all(runners: list[Runner], device: str, repeats: int) -> list[dict]:
             peak, results = peak_bytes(runner.both)
             beyond = max(0, peak - results)  # a result may lie in memory that was there before, as a handed-on gradient
             row |= {"peak_gib": round(peak / GIB, 3), "peak_beyond_results_gib": round(beyond / GIB, 3)}
+            for name in ("forward", "both"):
+                row[f"{name}_host_us"] = round(host_microseconds(getattr(runner, name)), 1)
             if small(runner.case):
                 row |= _replayed(runner, repeats)
     return rows

@@ -20,6 +20,7 @@ from seqkit.kernels.testing import TOLERANCE_TINY_DELTA, error_ratio
 
 SECONDS = 0.25  # spent on repeated calls of one kind
 MOST_REPEATS = 100
+HOST_CALLS, HOST_ROUNDS = 5, 9  # so few that a GPU takes all their launches without making the host wait
 SMALL = 1 << 24  # activations of an operand up to which launches, not the GPU, may set the pace: graphs are timed too
 
 
@@ -131,6 +132,19 @@ def graphed(run: Callable[[], object]) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         run()
     return graph.replay
+
+
+def host_microseconds(run: Callable[[], object]) -> float:
+    """What a call costs the host, whatever the GPU does meanwhile: median of a few that are not waited for."""
+    times = []
+    for _ in range(HOST_ROUNDS):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(HOST_CALLS):
+            run()
+        times.append((time.perf_counter() - begin) / HOST_CALLS * 1e6)
+    torch.cuda.synchronize()
+    return quartiles(times)[1]
 
 
 def peak_bytes(run: Callable[[], tuple[Tensor, ...]]) -> tuple[int, int]:

@@ -19,6 +19,8 @@ COLUMNS = {
     "shape": "shape",
     "forward_ms": "fwd ms",
     "both_ms": "fwd+bwd ms",
+    "forward_host_us": "host fwd us",
+    "both_host_us": "host both us",
     "forward_graph_ms": "graph fwd",
     "both_graph_ms": "graph both",
     "peak_gib": "peak GiB",

@@ -260,6 +260,7 @@ def test_on_cuda(op):
     (row,) = command.rows_of(case, ["triton"], "cuda", 0, 2, BEST)
     assert not row.keys() & {"failed", "graph_failed"}, row
     assert row["both_graph_ms"] > 0
+    assert 0 < row["forward_host_us"] < row["both_host_us"]
     assert 0 <= row["peak_beyond_results_gib"] <= row["peak_gib"]
 
 

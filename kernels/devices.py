@@ -45,7 +45,15 @@ ROWS = {
 
 
 def capability(index: int) -> tuple[int, int]:
-    """Compute capability of a GPU; not cached, because torch.compile folds exactly this question into a constant."""
+    """Compute capability of a GPU; torch.compile folds the question itself into a constant, and nothing around it."""
+    if torch.compiler.is_compiling():
+        properties = torch.cuda.get_device_properties(index)
+        return properties.major, properties.minor
+    return _capability(index)
+
+
+@cache
+def _capability(index: int) -> tuple[int, int]:
     properties = torch.cuda.get_device_properties(index)
     return properties.major, properties.minor
 
@@ -61,6 +69,7 @@ def multiprocessors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
+@cache
 def row_for(version: tuple[int, int]) -> LaunchRow:
     """Row of the newest capability that is not above ``version``; the oldest for what is older than all."""
     return ROWS[max((known for known in ROWS if known <= version), default=min(ROWS))]

@@ -7,6 +7,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -128,4 +129,9 @@ def _require_triton(op: str, x: torch.Tensor, others: tuple[torch.Tensor | None,
 
 def implementation(op: str, provider: str) -> ModuleType:
     """Module of ``provider`` that implements ``op``; imported on first use, so Triton loads only where it runs."""
-    return importlib.import_module(PROVIDERS[provider][op])
+    return _imported(PROVIDERS[provider][op])
+
+
+@cache
+def _imported(name: str) -> ModuleType:
+    return importlib.import_module(name)

@@ -20,7 +20,9 @@ TINY = 4  # chunk lengths in the interpreter, where a step costs milliseconds, a
 
 def guard(x: torch.Tensor) -> AbstractContextManager:
     """Context in which kernels on ``x`` are launched: its device is the current one."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
 
 
 def resident_programs(x: torch.Tensor, per_multiprocessor: int) -> int:

@@ -8,6 +8,7 @@ alignment, of integers what the compiler may know of them, types and compile-tim
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -22,18 +23,25 @@ from seqkit.kernels.triton_launch import INTERPRETED
 LAUNCHERS = (3, 6), (3, 9)  # first and last version of Triton whose launcher takes what is passed here
 KNOWN = not INTERPRETED and LAUNCHERS[0] <= tuple(int(n) for n in triton.__version__.split(".")[:2]) <= LAUNCHERS[1]
 ALIGNMENT = 16  # bytes of a pointer, or divisor of an integer, that Triton compiles for
+MOST_SETTLED = 1024  # launches of one kernel that are remembered with all their scalars
 LIMIT = 1 << 31  # integers below are 32 bits wide
 TENSORS = (torch.Tensor, torch.nn.Parameter)
 CONSTANTS = (int, bool, str, type(None), triton.language.dtype)  # types of compile-time arguments that == tells apart
 
 
 class Form(NamedTuple):
-    """A compiled kernel; ``compiled`` keeps the rest loaded."""
+    """A compiled kernel as it is launched; ``compiled`` keeps it loaded, ``rest`` stands for its last arguments."""
 
+    compiled: CompiledKernel
     run: Any
     function: int
     packed_metadata: Any
-    compiled: CompiledKernel
+    rest: tuple[None, ...]
+
+    def launch(self, programs: int, device: int, given: Sequence) -> None:
+        """Launch with addresses in the place of tensors, and without hooks."""
+        stream = driver.active.get_current_stream(device)
+        self.run(programs, 1, 1, stream, self.function, self.packed_metadata, None, None, None, *given, *self.rest)
 
 
 class Plan:
@@ -92,6 +100,7 @@ class Launches:
         self.kernel = kernel
         self.plans: dict[tuple[type, ...], Plan | None] = {}
         self.forms: dict[tuple, Form] = {}
+        self.settled: dict[Hashable, Settled] = {}
 
     def plan(self, types: tuple[type, ...]) -> Plan | None:
         """How to read arguments of these types; None where Triton has to."""
@@ -123,36 +132,60 @@ class Launches:
         )
         return key, pointers
 
-    def __call__(self, programs: int, args: tuple, constants: dict[str, Any]) -> None:
-        """Launch, Triton's way where no form is known."""
+    def __call__(self, programs: int, args: tuple, constants: dict[str, Any]) -> Form | None:
+        """Launch, Triton's way where no form is known; the form that such a launch takes from now on, if any."""
         types = tuple(map(type, args))
         plan = self.plan(types)
         device = driver.active.get_current_device()
         if plan is None or args[plan.pointers[0]].get_device() != device:
             self.kernel[(programs,)](*args, **constants)
-            return
+            return None
         key, pointers = self.key(device, types, plan, args, constants)
         form = self.forms.get(key)
         if form is None:
-            self._remember(key, self.kernel[(programs,)](*args, **constants), plan.tensors(args), constants)
-            return
+            compiled = self.kernel[(programs,)](*args, **constants)
+            return self._remember(key, plan, compiled, plan.tensors(args), constants)
         given = list(args)
         for i, pointer in zip(plan.pointers, pointers, strict=True):
             given[i] = pointer
-        form.run(
-            programs, 1, 1, driver.active.get_current_stream(device), form.function, form.packed_metadata,
-            None, None, None, *given, *plan.constants,
-        )  # fmt: skip
+        form.launch(programs, device, given)
+        return form
 
-    def _remember(self, key: tuple, compiled: Any, tensors: tuple, constants: dict[str, Any]) -> None:
-        """Keep a form that the next launch with this key may take."""
+    def _remember(self, key: tuple, plan: Plan, compiled: Any, tensors: tuple, constants: dict[str, Any]):
+        """Keep the form that the next launch with this key may take, and return it; None where it may not."""
         if (
             type(compiled) is CompiledKernel
             and compiled.metadata.target.backend == "cuda"
             and all(x.get_device() == tensors[0].get_device() for x in tensors)
             and all(type(value) in CONSTANTS for value in constants.values())
         ):
-            self.forms[key] = Form(compiled.run, compiled.function, compiled.packed_metadata, compiled)
+            form = Form(compiled, compiled.run, compiled.function, compiled.packed_metadata, plan.constants)
+            return self.forms.setdefault(key, form)
+        return None
+
+
+class Settled:
+    """A launch all of whose arguments but the tensors, which come first, stay the same."""
+
+    def __init__(self, launches: Launches, programs: int, scalars: tuple, constants: dict[str, Any]):
+        self.launches, self.programs, self.scalars, self.constants = launches, programs, scalars, constants
+        self.forms: dict[tuple, Form] = {}
+
+    def __call__(self, tensors: tuple[torch.Tensor | None, ...]) -> None:
+        """Launch; all that a form can depend on here is where the tensors lie and of which dtype they are."""
+        device = driver.active.get_current_device()
+        pointers, bits = [x if x is None else x.data_ptr() for x in tensors], 0
+        for pointer in pointers:
+            bits |= pointer or 0
+        aligned = bits % ALIGNMENT == 0 or tuple([(pointer or 0) % ALIGNMENT == 0 for pointer in pointers])
+        key = tensors[0].get_device() == device, device, aligned, *[x if x is None else x.dtype for x in tensors]
+        form = self.forms.get(key)
+        if form is not None:
+            form.launch(self.programs, device, (*pointers, *self.scalars))
+            return
+        form = self.launches(self.programs, (*tensors, *self.scalars), self.constants)
+        if form is not None:
+            self.forms[key] = form
 
 
 _LAUNCHES: dict[int, Launches] = {}  # by the identity of the kernel, whose hash is its source's
@@ -169,11 +202,42 @@ def launch(kernel: Any, programs: int, *args, **constants) -> None:
     """
     if not KNOWN or observed(kernel):
         kernel[(programs,)](*args, **constants)
+    else:
+        _launches_of(kernel)(programs, args, constants)
+
+
+def launch_settled(
+    kernel: Any,
+    key: Hashable,
+    settle: Callable[[], tuple[int, tuple, dict[str, Any]]],
+    *tensors: torch.Tensor | None,
+) -> None:
+    """:func:`launch` for half its time, where a call repeats one before but for the data.
+
+    Args:
+        kernel: The jitted function.
+        key: Of what ``settle`` returns: equal ones where that is equal.
+        settle: Gives the programs, the arguments behind the tensors, and compile-time arguments and compiler options.
+        *tensors: The first arguments, not None the very first. They lie on one device: the ops check.
+    """
+    if not KNOWN or observed(kernel):
+        programs, scalars, constants = settle()
+        kernel[(programs,)](*tensors, *scalars, **constants)
         return
-    launches = _LAUNCHES.get(id(kernel))
-    if launches is None:
-        launches = _LAUNCHES[id(kernel)] = Launches(kernel)
-    launches(programs, args, constants)
+    launches = _launches_of(kernel)
+    settled = launches.settled.get(key)
+    if settled is None:
+        if len(launches.settled) >= MOST_SETTLED:
+            launches.settled.clear()
+        settled = launches.settled[key] = Settled(launches, *settle())
+    settled(tensors)
+
+
+def _launches_of(kernel: Any) -> Launches:
+    found = _LAUNCHES.get(id(kernel))
+    if found is None:
+        found = _LAUNCHES[id(kernel)] = Launches(kernel)
+    return found
 
 
 def observed(kernel: Any) -> bool:

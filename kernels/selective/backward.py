@@ -10,6 +10,8 @@ Legend: B batch, L length, S segments, D channels, N states, G groups, K chunks.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -36,7 +38,7 @@ from seqkit.kernels.selective.tiles import (
     warps_for,
 )
 from seqkit.kernels.triton_chunks import only_if
-from seqkit.kernels.triton_compiled import launch
+from seqkit.kernels.triton_compiled import launch_settled
 from seqkit.kernels.triton_lanes import add_lane_sums, lane_sum_places
 from seqkit.kernels.triton_launch import INTERPRETED, ceil_div, guard, next_power, resident_programs, rows_contiguous
 from seqkit.kernels.triton_math import LN_2, exp2, prefetch, sigmoid, widen
@@ -358,12 +360,10 @@ def _adjoints(call: Call, dy: torch.Tensor, dfinal: torch.Tensor | None):
     adjoints = torch.empty((call.segments.chunks, call.N, call.D), dtype=torch.float32, device=dy.device)
     sums = adjoints.new_empty((call.segments.chunks, call.D))
     if dy.numel():
-        block = ADJOINT_BLOCK
-        launch(
-            adjoint_kernel, call.programs(block),
-            dy, call.delta, call.A, call.C, call.z, call.bias, adjoints, sums, *call.spans(), *call.channels(block),
-            *strides_of(dy), *call.strides("delta", "C", "z"), **call.constants(block),
-        )  # fmt: skip
+        strides = strides_of(dy, call.delta, call.C, call.z)
+        operands = dy, call.delta, call.A, call.C, call.z, call.bias, adjoints, sums
+        key, settle = (call.settings, strides), lambda: call.settled(ADJOINT_BLOCK, strides)
+        launch_settled(adjoint_kernel, key, settle, *operands, *call.tables)
     return adjoints, chain(call, adjoints, sums, dfinal, flip=True)
 
 
@@ -374,12 +374,12 @@ def _sums(call: Call) -> str:
     return "tf32x2" if torch.float32 in (call.B.dtype, call.C.dtype) else "bf16"
 
 
-def _sets(call: Call, resident: int) -> int:
+@lru_cache
+def _sets(blocks: int, chunks: int, resident: int) -> int:
     """Into how many sets the blocks of a group fall: the fewest that keep nearly all programs busy.
 
     Each set has a dB and a dC of its own.
     """
-    blocks, chunks = call.blocks(GRADIENT_BLOCK), call.segments.chunks * call.G
 
     def rounds(sets: int) -> int:
         return ceil_div(chunks * sets, resident) * ceil_div(blocks, sets)
@@ -396,21 +396,22 @@ def _gradients(call: Call, dy, starts, adjoints, outputs) -> tuple[torch.Tensor,
         return u.new_zeros((2, *call.B.shape)), *call.A.new_zeros((2, 1, call.D))
     block, held = GRADIENT_BLOCK, launch_row(u).programs_per_multiprocessor(warps_for(call.N), GRADIENT_REGISTERS)
     resident = resident_programs(u, held)
-    sets = _sets(call, resident)
+    sets = _sets(call.blocks(block), K * call.G, resident)
     pieces = K * call.G * sets
     programs = min(pieces, resident)
     sums = torch.empty((sets, batch, length, call.G, 2, call.N), dtype=torch.float32, device=u.device)
     vectors = sums.new_empty((2, K, call.D))
     scratch = sums.new_empty(programs * (call.chunk // 2) * next_power(call.N) * block)
-    launch(
-        gradient_kernel, programs,
-        dy, u, call.delta, call.A, call.B, call.C, call.skip, call.z, call.bias, starts, adjoints, scratch,
-        du, ddelta, dz, y, sums, vectors[0], vectors[1], *call.spans(), *call.channels(block),
-        pieces, batch, sets, *strides_of(dy), *call.strides("u", "delta", "B", "C", "z"),
-        *strides_of(du), *strides_of(ddelta), *strides_of(dz), *strides_of(y),
-        SUMS=_sums(call), ROWS=min(16, next_power(call.N)), WARPS=warps_for(call.N), num_stages=1,
-        **call.constants(block),
-    )  # fmt: skip
+    strides = strides_of(dy, u, call.delta, call.B, call.C, call.z, du, ddelta, dz, y)
+
+    def settle():
+        own = {"SUMS": _sums(call), "ROWS": min(16, next_power(call.N)), "WARPS": warps_for(call.N), "num_stages": 1}
+        return programs, (*call.geometry(block), pieces, batch, sets, *strides), {**own, **call.constants(block)}
+
+    operands = dy, u, call.delta, call.A, call.B, call.C, call.skip, call.z, call.bias, starts, adjoints, scratch
+    results = du, ddelta, dz, y, sums, vectors[0], vectors[1]
+    key = call.settings, batch, sets, call.B.dtype, call.C.dtype, strides
+    launch_settled(gradient_kernel, key, settle, *operands, *results, *call.tables)
     total = sums[0] if sets == 1 else sums.sum(0)
     return total.movedim(3, 0), *vectors
 

@@ -26,11 +26,12 @@ from seqkit.kernels.selective.tiles import (
     row_start,
     state_tile,
     step_size,
+    strides_of,
     take,
     take_if,
 )
 from seqkit.kernels.triton_chunks import locate_segment, only_if
-from seqkit.kernels.triton_compiled import launch
+from seqkit.kernels.triton_compiled import launch_settled
 from seqkit.kernels.triton_launch import ceil_div, guard
 from seqkit.kernels.triton_math import LOG2_E, exp2, prefetch, sigmoid, widen
 
@@ -219,12 +220,15 @@ def chain(call: Call, states_KND: torch.Tensor, sums_KD: torch.Tensor, entry: to
     spans, N, D = call.segments, call.N, call.D
     last = states_KND.new_empty((spans.count, D, N))
     blocks = ceil_div(N * D, CHAIN_BLOCK)
+
+    def settle():
+        sizes = {"N": N, "BLOCK": CHAIN_BLOCK, "CHUNK": call.chunk, "STEPS": CHAIN_STEPS}
+        constants = {**sizes, "PACKED": spans.packed, "FLIP": flip, "num_warps": 1}
+        return spans.count * blocks, (spans.per_row, spans.count, D, blocks), constants
+
     if spans.count:
-        launch(
-            chain_kernel, spans.count * blocks,
-            states_KND, sums_KD, call.A, entry, last, spans.table, spans.per_row, spans.count, D, blocks,
-            N=N, BLOCK=CHAIN_BLOCK, CHUNK=call.chunk, STEPS=CHAIN_STEPS, PACKED=spans.packed, FLIP=flip, num_warps=1,
-        )  # fmt: skip
+        operands = states_KND, sums_KD, call.A, entry, last, spans.table
+        launch_settled(chain_kernel, (call.settings, flip), settle, *operands)
     return last
 
 
@@ -243,13 +247,7 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with guard(u):
         states, final = _starts(call)
         if u.numel():
-            block = OUTPUT_BLOCK
-            launch(
-                output_kernel, call.programs(block),
-                u, call.delta, call.A, call.B, call.C, call.skip, call.z, call.bias, states, y, *call.spans(),
-                *call.channels(block), *call.strides("u", "delta", "B", "C", "z"), **call.constants(block),
-                maxnreg=OUTPUT_REGISTERS if u.element_size() == 2 else None,
-            )  # fmt: skip
+            _outputs(call, states, y)
     return y, final, states
 
 
@@ -260,15 +258,25 @@ def starts(*args) -> torch.Tensor:
         return _starts(call)[0]
 
 
+def _outputs(call: Call, states: torch.Tensor, y: torch.Tensor) -> None:
+    """Write the outputs of all chunks."""
+    narrow, strides = call.u.element_size() == 2, strides_of(call.u, call.delta, call.B, call.C, call.z)
+
+    def settle():
+        constants = {**call.constants(OUTPUT_BLOCK), "maxnreg": OUTPUT_REGISTERS if narrow else None}
+        return call.programs(OUTPUT_BLOCK), (*call.geometry(OUTPUT_BLOCK), *strides), constants
+
+    operands = call.u, call.delta, call.A, call.B, call.C, call.skip, call.z, call.bias, states, y
+    launch_settled(output_kernel, (call.settings, narrow, strides), settle, *operands, *call.tables)
+
+
 def _starts(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     """Chunk-start states (K, N, D), and what leaves each segment (S, D, N)."""
     states = torch.empty((call.segments.chunks, call.N, call.D), dtype=torch.float32, device=call.u.device)
     sums = states.new_empty((call.segments.chunks, call.D))
     if call.u.numel():
-        block = SUMMARY_BLOCK
-        launch(
-            summary_kernel, call.programs(block),
-            call.u, call.delta, call.A, call.B, call.bias, states, sums, *call.spans(), *call.channels(block),
-            *call.strides("u", "delta", "B"), **call.constants(block),
-        )  # fmt: skip
+        strides = strides_of(call.u, call.delta, call.B)
+        operands = call.u, call.delta, call.A, call.B, call.bias, states, sums
+        key, settle = (call.settings, strides), lambda: call.settled(SUMMARY_BLOCK, strides)
+        launch_settled(summary_kernel, key, settle, *operands, *call.tables)
     return states, chain(call, states, sums, call.entry, flip=False)

@@ -9,6 +9,8 @@ Legend: B batch, L length, S segments, D channels, N states, G groups, K chunks.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import triton
 import triton.language as tl
@@ -168,6 +170,7 @@ class Call:
         (self.D, self.N), self.G = A.shape, B.shape[2]
         self.group = self.D // self.G
         self.softplus, self.reverse = delta_softplus, reverse
+        self.wide = loads_wide(B) and loads_wide(C)
 
     def blocks(self, block: int) -> int:
         """Blocks of channels in a group."""
@@ -177,18 +180,24 @@ class Call:
         """Chunks x blocks of channels; 0 where there is no token at all."""
         return self.segments.chunks * self.G * self.blocks(block) if self.u.numel() else 0
 
-    def spans(self) -> tuple:
-        """Where the chunks lie, in the order of every kernel's signature."""
-        spans = self.segments
-        return spans.chunk_segment, spans.table, spans.length, spans.per_row, spans.count
+    @cached_property
+    def settings(self) -> tuple:
+        """What scalars and constants of a launch depend on, beside what its site knows."""
+        at = self.segments
+        return (
+            self.u.device, at.length, at.per_row, at.count, at.chunks, at.packed, self.D, self.group, self.G, self.N,
+            self.chunk, self.softplus, self.reverse, self.wide,
+        )  # fmt: skip
 
-    def channels(self, block: int) -> tuple[int, ...]:
-        """How the channels fall into groups and blocks, in the order of every kernel's signature."""
-        return self.D, self.group, self.G, self.blocks(block)
+    @property
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Segments of the chunks and where segments lie: the last tensors of every kernel."""
+        return self.segments.chunk_segment, self.segments.table
 
-    def strides(self, *names: str) -> tuple[int, ...]:
-        """Strides of these operands but for the last; zeros for an absent one."""
-        return tuple(s for name in names for s in strides_of(getattr(self, name)))
+    def geometry(self, block: int) -> tuple[int, ...]:
+        """Where chunks and channels lie, in the order of every kernel's signature."""
+        at = self.segments
+        return at.length, at.per_row, at.count, self.D, self.group, self.G, self.blocks(block)
 
     def constants(self, block: int) -> dict[str, int | bool]:
         """Compile-time arguments of every kernel."""
@@ -201,9 +210,13 @@ class Call:
             "PACKED": self.segments.packed,
             "REVERSE": self.reverse,
             "MASKED": next_power(self.N) != self.N or self.group % block != 0,
-            "WIDE": all(loads_wide(x) for x in (self.B, self.C)),
+            "WIDE": self.wide,
             "num_warps": warps_for(self.N),
         }
+
+    def settled(self, block: int, strides: tuple[int, ...]) -> tuple[int, tuple[int, ...], dict[str, int | bool]]:
+        """Programs, scalars and constants of a kernel that needs nothing but these."""
+        return self.programs(block), (*self.geometry(block), *strides), self.constants(block)
 
 
 def warps_for(states: int) -> int:
@@ -216,6 +229,6 @@ def loads_wide(x: torch.Tensor) -> bool:
     return x.shape[-1] % 8 == 0 and x.data_ptr() % 16 == 0 and all(s % 8 == 0 for s in x.stride()[:-1])
 
 
-def strides_of(x: torch.Tensor | None) -> tuple[int, ...]:
-    """Strides of (B, L, ...) but for the last; those of (B, L, D) where the operand is absent."""
-    return (0, 0) if x is None else x.stride()[:-1]
+def strides_of(*operands: torch.Tensor | None) -> tuple[int, ...]:
+    """Strides of (B, L, ...) but for the last; those of (B, L, D), zero, where an operand is absent."""
+    return tuple([s for x in operands for s in ((0, 0) if x is None else x.stride()[:-1])])

@@ -31,7 +31,7 @@ from seqkit.kernels.ssd.tiles import (
     token_tile,
 )
 from seqkit.kernels.triton_chunks import locate_chunk, only_if
-from seqkit.kernels.triton_compiled import launch
+from seqkit.kernels.triton_compiled import launch_settled
 from seqkit.kernels.triton_launch import ceil_div, guard, rows_contiguous
 
 WEIGHT_PROGRAMS = 512  # chunks x blocks of heads that fill a device; fewer chunks split the heads of a group
@@ -244,13 +244,16 @@ def _walks(
         sweep(call, call.x, None, call.B, steps, starts, scratch[0], None, adjoint=False, base=base, spans=spans)
     else:
         outputs(call, steps, starts, grads.y, dy, grads.z, scratch[0], base=base, spans=spans)
-    launch(
-        token_kernel, spans * call.H,
-        dy, call.x, call.B, call.C, call.skip, call.z, *steps, adjoints, grads.x, grads.decays, grads.steps, grads.D,
-        scratch[1], *call.geometry(base), call.H // call.G, *strides_of(dy), *strides_of(call.x), *strides_of(call.B),
-        *strides_of(call.C), *strides_of(call.z), *strides_of(grads.x), **call.sizes(), **call.constants(),
-        PER_HEAD=call.skip_per_head, num_warps=call.warps, num_stages=call.stages(call.warps, 2, 2),
-    )  # fmt: skip
+    strides = tuple([s for t in (dy, call.x, call.B, call.C, call.z, grads.x) for s in strides_of(t)])
+
+    def settle():
+        launched = {"num_warps": call.warps, "num_stages": call.stages(call.warps, 2, 2)}
+        constants = {**call.sizes(), **call.constants(), "PER_HEAD": call.skip_per_head, **launched}
+        return spans * call.H, (*call.geometry(base)[2:], call.H // call.G, *strides), constants
+
+    operands = dy, call.x, call.B, call.C, call.skip, call.z, *steps, adjoints
+    results = grads.x, grads.decays, grads.steps, grads.D, scratch[1]
+    launch_settled(token_kernel, (call.settings, base, spans, strides), settle, *operands, *results, *call.tables)
 
 
 def _head_blocks(call: Call) -> tuple[int, int]:
@@ -261,10 +264,26 @@ def _head_blocks(call: Call) -> tuple[int, int]:
     return ceil_div(group, width), width
 
 
+def _weights(call: Call, dy, steps, scratch, dB, dC, decays, blocks: int, width: int, base: int, spans: int) -> None:
+    """Gradients of B and C of a slab, a share for each block of heads, and what decays get through them."""
+    strides = [s for t in (dy, call.x, call.C, call.B, call.z) for s in strides_of(t)]
+    strides = *strides, *dB.stride()[:4], *dC.stride()[:4]
+
+    def settle():
+        warps = 4 if call.N <= 64 else 8
+        launched = {"num_warps": warps, "num_stages": call.stages(warps, 2, 0, 2)}
+        scalars = *call.geometry(base)[2:], call.H // call.G, blocks, width, *strides
+        programs = spans * call.chunks_per_span * call.G * blocks
+        return programs, scalars, {**call.sizes(), **call.constants(), **launched}
+
+    operands = dy, call.x, call.C, call.B, call.z, *steps, scratch[0], scratch[1], dB, dC, decays
+    key = call.settings, blocks, width, base, spans, strides
+    launch_settled(weight_kernel, key, settle, *operands, *call.tables)
+
+
 def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients, states=None) -> None:
     """Fill ``grads``, slab by slab; ``states`` are those at all chunk starts, if they are there."""
     blocks, width = _head_blocks(call)
-    warps = 4 if call.N <= 64 else 8
     dB, dC = (grads.B[None], grads.C[None]) if blocks == 1 else call.new(2, blocks, *call.B.shape).unbind(0)
     slab, filled = call.scratch_spans, states is not None
     room = call.new(1 if filled else 2, slab, call.states_per_span, dtype=call.scratch_dtype)
@@ -272,23 +291,18 @@ def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients,
     for base in range(0, call.spans, slab):
         spans = min(slab, call.spans - base)
         _walks(call, dy, starts, adjoints, steps, grads, scratch, filled, base, spans)
-        launch(
-            weight_kernel, spans * call.chunks_per_span * call.G * blocks,
-            dy, call.x, call.C, call.B, call.z, *steps, scratch[0], scratch[1], dB, dC, grads.decays,
-            *call.geometry(base), call.H // call.G, blocks, width, *strides_of(dy), *strides_of(call.x),
-            *strides_of(call.C), *strides_of(call.B), *strides_of(call.z), *dB.stride()[:4], *dC.stride()[:4],
-            **call.sizes(), **call.constants(), num_warps=warps,
-            num_stages=call.stages(warps, 2, 0, 2),
-        )  # fmt: skip
+        _weights(call, dy, steps, scratch, dB, dC, grads.decays, blocks, width, base, spans)
     if blocks > 1:
         grads.B.copy_(dB.sum(0))
         grads.C.copy_(dC.sum(0))
-    launch(
-        step_gradient_kernel, call.step_programs,
-        call.raw, call.A, call.bias, grads.decays, grads.steps, grads.dt, grads.A, grads.bias, *call.geometry(),
-        *call.raw.stride()[:2], *grads.dt.stride()[:2], *call.limits, SOFTPLUS=call.softplus,
-        **call.constants(), num_warps=1,
-    )  # fmt: skip
+    strides = *call.raw.stride()[:2], *grads.dt.stride()[:2]
+
+    def settle():
+        constants = {"SOFTPLUS": call.softplus, **call.constants(), "num_warps": 1}
+        return call.step_programs, (*call.geometry()[2:], *strides, *call.limits), constants
+
+    operands = call.raw, call.A, call.bias, grads.decays, grads.steps, grads.dt, grads.A, grads.bias
+    launch_settled(step_gradient_kernel, (call.settings, strides), settle, *operands, *call.tables)
 
 
 def backward(

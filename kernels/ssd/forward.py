@@ -29,7 +29,7 @@ from seqkit.kernels.ssd.tiles import (
     token_tile,
 )
 from seqkit.kernels.triton_chunks import locate_chunk, locate_segment, only_if
-from seqkit.kernels.triton_compiled import launch
+from seqkit.kernels.triton_compiled import launch_settled
 from seqkit.kernels.triton_launch import ceil_div, guard
 from seqkit.kernels.triton_math import exp2, sigmoid
 
@@ -230,35 +230,42 @@ def chain(call: Call, ends: torch.Tensor, totals: torch.Tensor, entry: torch.Ten
     starts = torch.zeros_like(ends) if at.packed else torch.empty_like(ends)  # packed slots may stay unused
     last = call.new(at.count, *ends.shape[1:])
     blocks = ceil_div(call.P * call.N, CHAIN_BLOCK)
+
+    def settle():
+        sizes = {"E": call.P * call.N, "BLOCK": CHAIN_BLOCK, "SPAN": call.span, "STEPS": CHAIN_STEPS}
+        constants = {**sizes, "PACKED": at.packed, "FLIP": flip, "num_warps": 2}
+        return at.count * call.H * blocks, (at.per_row, at.count, call.H, blocks), constants
+
     if at.count:
-        launch(
-            chain_kernel, at.count * call.H * blocks,
-            ends, totals, entry, starts, last, at.table, at.per_row, at.count, call.H, blocks, E=call.P * call.N,
-            BLOCK=CHAIN_BLOCK, SPAN=call.span, STEPS=CHAIN_STEPS, PACKED=at.packed, FLIP=flip, num_warps=2,
-        )  # fmt: skip
+        operands = ends, totals, entry, starts, last, at.table
+        launch_settled(chain_kernel, (call.settings, flip), settle, *operands)
     return starts, last
 
 
 def sweep(call: Call, x, z, B, steps, starts, out, totals, *, adjoint: bool, base: int = 0, spans: int) -> None:
     """States along the spans from ``base`` on: summaries without ``starts``, chunk starts with them."""
-    launch(
-        sweep_kernel, spans * call.H,
-        x, z, B, *steps, starts, out, totals, *call.geometry(base), call.H // call.G,
-        *strides_of(x), *strides_of(z), *strides_of(B), **call.sizes(), **call.constants(),
-        ADJOINT=adjoint, KEEP=starts is not None, num_warps=call.warps, num_stages=call.stages(call.warps, 1, 1),
-    )  # fmt: skip
+    keep, strides = starts is not None, (*strides_of(x), *strides_of(z), *strides_of(B))
+
+    def settle():
+        launched = {"num_warps": call.warps, "num_stages": call.stages(call.warps, 1, 1)}
+        constants = {**call.sizes(), **call.constants(), "ADJOINT": adjoint, "KEEP": keep, **launched}
+        return spans * call.H, (*call.geometry(base)[2:], call.H // call.G, *strides), constants
+
+    operands = x, z, B, *steps, starts, out, totals, *call.tables
+    launch_settled(sweep_kernel, (call.settings, adjoint, keep, base, spans, strides), settle, *operands)
 
 
 def outputs(call: Call, steps, starts, y, dy=None, dz=None, states=None, *, base: int = 0, spans: int) -> None:
     """Outputs of the spans from ``base`` on, into ``y`` if there is one; see :func:`output_kernel`."""
-    launch(
-        output_kernel, spans * call.H,
-        call.x, call.B, call.C, call.skip, call.z, *steps, starts, y, dy, dz, states, *call.geometry(base),
-        call.H // call.G, *strides_of(call.x), *strides_of(call.B), *strides_of(call.C), *strides_of(call.z),
-        *strides_of(y), *strides_of(dy), *strides_of(dz), **call.sizes(), **call.constants(),
-        PER_HEAD=call.skip_per_head,
-        num_warps=call.warps, num_stages=call.stages(call.warps, 1, 2),
-    )  # fmt: skip
+    strides = tuple([s for t in (call.x, call.B, call.C, call.z, y, dy, dz) for s in strides_of(t)])
+
+    def settle():
+        launched = {"num_warps": call.warps, "num_stages": call.stages(call.warps, 1, 2)}
+        constants = {**call.sizes(), **call.constants(), "PER_HEAD": call.skip_per_head, **launched}
+        return spans * call.H, (*call.geometry(base)[2:], call.H // call.G, *strides), constants
+
+    operands = call.x, call.B, call.C, call.skip, call.z, *steps, starts, y, dy, dz, states, *call.tables
+    launch_settled(output_kernel, (call.settings, base, spans, strides), settle, *operands)
 
 
 def summaries(call: Call, x, z, B, steps, adjoint: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,8 @@ Legend: B batch, L length, S segments, H heads, P head channels, N states, G gro
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +20,7 @@ import triton.language as tl
 from seqkit.kernels.chunks import count_chunks
 from seqkit.kernels.devices import capability, has_bfloat16, launch_row
 from seqkit.kernels.triton_chunks import locate_chunk
-from seqkit.kernels.triton_compiled import launch
+from seqkit.kernels.triton_compiled import launch_settled
 from seqkit.kernels.triton_launch import INTERPRETED, Segments, ceil_div, guard, next_power
 from seqkit.kernels.triton_math import LOG2_E, exp2, sigmoid, softplus
 
@@ -235,6 +237,21 @@ class Call:
         """Warps of a program that holds a state."""
         return 4 if self.P * self.N <= 128 * 64 else 8
 
+    @cached_property
+    def settings(self) -> tuple:
+        """What scalars and constants of a launch depend on, beside what its site knows."""
+        at = self.segments
+        return (
+            self.x.device, at.length, at.per_row, at.count, self.spans, at.packed, self.H, self.P, self.G, self.N,
+            self.parts, self.span, self.chunk, self.scratch_dtype, self.skip_per_head, self.softplus, self.limits,
+            self.reverse,
+        )  # fmt: skip
+
+    @property
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Segments of the spans and where segments lie: the last tensors of most kernels."""
+        return self.segments.chunk_segment, self.segments.table
+
     def geometry(self, base: int = 0) -> tuple:
         """Where spans and heads lie, in the order of every kernel's signature; spans count from ``base``."""
         at = self.segments
@@ -274,13 +291,16 @@ class Call:
         """
         dt = self.new(self.segments.chunks * self.chunks_per_span, self.H // self.parts, self.chunk)
         sums = torch.empty_like(dt, dtype=torch.float32 if self.single else torch.float64)
+        strides = self.raw.stride()[:2]
+
+        def settle():
+            constants = {"SOFTPLUS": self.softplus, **self.constants(), "num_warps": 1}
+            return self.step_programs, (*self.geometry()[2:], *strides, *self.limits), constants
+
         if self.spans:
             with guard(self.x):
-                launch(
-                    step_kernel, self.step_programs,
-                    self.raw, self.A, self.bias, dt, sums, *self.geometry(), *self.raw.stride()[:2], *self.limits,
-                    SOFTPLUS=self.softplus, **self.constants(), num_warps=1,
-                )  # fmt: skip
+                operands = self.raw, self.A, self.bias, dt, sums, *self.tables
+                launch_settled(step_kernel, (self.settings, strides), settle, *operands)
         return dt, sums
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from seqkit.commands.anomaly_trained import TASK, AnomalyConfig, TrainedDetector
 from seqkit.commands.arguments import parse
 from seqkit.commands.forecast_predict import write_frame
 from seqkit.commands.run_folder import METRICS, open_run, write_manifest
+from seqkit.commands.run_page import write_run_page
 from seqkit.commands.trainer import torch_device
 from seqkit.data.series import Panel
 from seqkit.errors import ConfigError, InputError
 from seqkit.files import atomic, write_json
 from seqkit.report.anomaly import plot_scores
+from seqkit.report.table import Table
 from seqkit.tasks.anomaly_metrics import event_curve, event_point, recall_at, volume_under_surface, windows_of
 
 ALIASES = {
@@ -89,7 +91,27 @@ def train(config: AnomalyConfig, folder: Path) -> None:
             "season": detector.season, "smooth": detector.smooth, "threshold": detector.threshold,
             "normal_rows": starts[name], "scored_rows": len(rows), "anomalous_rows": int(rows["anomaly"].sum()),
         }  # fmt: skip
-    write_json(folder / METRICS, {"series": found, "notes": list(panel.notes)})
+    metrics = {"series": found, "notes": list(panel.notes)}
+    write_run_page(
+        folder, title="Anomalies of numeric series",
+        lead="Surprise of a one-step model; rows above the highest score of the stretch taken as normal are anomalous.",
+        tables=[summary_table(metrics)], figures={folder / "scores": "Series, scores and thresholds."},
+        details={"what was done to the rows": "; ".join(panel.notes)},
+    )  # fmt: skip
+    write_json(folder / METRICS, metrics)
+
+
+def summary_table(metrics: Mapping[str, Any]) -> Table:
+    """What each detector reads, and how many rows are anomalous."""
+    rows = [
+        (
+            name, f"changes over {row['season']} steps" if row["season"] else "values", f"{row['normal_rows']:,}",
+            f"{row['scored_rows']:,}", f"{row['anomalous_rows']:,}", f"{row['threshold']:.4g}",
+        )
+        for name, row in metrics["series"].items()
+    ]  # fmt: skip
+    columns = ("series", "read as", "rows taken as normal", "later rows", "anomalous", "threshold")
+    return Table("Detectors", columns, tuple(rows))
 
 
 def print_summary(folder: Path) -> None:

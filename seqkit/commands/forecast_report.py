@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from seqkit.commands.forecast_frames import at_level, interval_columns, interval_levels, sides
-from seqkit.commands.forecast_page import write_run_page
 from seqkit.commands.run_folder import METRICS
+from seqkit.commands.run_page import write_run_page
 from seqkit.commands.trainer import HISTORY
 from seqkit.data.series_data import SeriesData
 from seqkit.data.series_windows import SeriesWindows
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 
 OURS, LINEAR, SEASONAL = "seqkit", "linear (ridge)", "seasonal naive"
 PLOTS, TABLES, PREDICTIONS = "plots", "results.md", "predictions.parquet"
+CAPTIONS = {
+    "fan": "Forecasts from three test cutoffs: history, medians with their intervals, and what came.",
+    "horizon": "Mean absolute error by step ahead on the test windows.",
+    "coverage": "Share of test values below each quantile against its level; right is on the diagonal.",
+    "backtest": "All test cutoffs of the first series over what came.",
+    "training": "Training and validation loss; the line marks the epoch whose weights were kept.",
+}
 _FANS, _BACKTEST = 3, 60
 """Fans drawn, and most cutoffs of a backtest plot."""
 
@@ -214,7 +221,18 @@ def write_measured(
     with atomic(folder / PREDICTIONS) as temporary:
         frame.write_parquet(temporary)
     draw(folder, config, data, measured, metrics.get("best_epoch"))
-    write_run_page(folder, folder / PLOTS, summary_table(metrics), metrics)
+    write_run_page(
+        folder, title="Forecasts of numeric series",
+        lead="Our model beside simple methods on the same test windows, in the units of the data.",
+        tables=[summary_table(metrics)],
+        figures={folder / PLOTS / name: caption for name, caption in CAPTIONS.items()},
+        details={
+            "series": f"{metrics['series']:,}",
+            "rows": ", ".join(f"{part} {count:,}" for part, count in metrics["rows"].items()),
+            "split": metrics["split"],
+            "what was done to the rows": "; ".join(metrics["notes"]),
+        },
+    )  # fmt: skip
     write_json(folder / METRICS, metrics)
     return metrics
 

@@ -13,6 +13,7 @@ from seqkit.commands.forecast_report import stamps
 from seqkit.commands.impute_measure import RUNS, Hidden, figures
 from seqkit.commands.impute_trained import TASK, TrainedImputer
 from seqkit.commands.run_folder import METRICS
+from seqkit.commands.run_page import write_run_page
 from seqkit.commands.trainer import HISTORY
 from seqkit.data.series import Panel
 from seqkit.files import atomic, write_json, write_text
@@ -22,6 +23,10 @@ from seqkit.report.training import plot_training
 from seqkit.tasks.impute import LEVELS
 
 PLOTS, TABLES, FILLED = "plots", "results.md", "filled.parquet"
+CAPTIONS = {
+    "gaps": "Runs of known values that were hidden: what was filled in with its intervals, and what had been there.",
+    "training": "Training and validation loss; the line marks the epoch whose weights were kept.",
+}
 _FANS = 3
 
 
@@ -52,6 +57,16 @@ def write_report(
             plots / "training", folder / HISTORY, panels={"loss": ("train/loss", "val/loss")},
             best_epoch=about["best_epoch"],
         )  # fmt: skip
+    write_run_page(
+        folder, title="Gaps of numeric series", lead=f"{metrics['missing']:,} missing values filled from both sides.",
+        tables=[summary_table(metrics, kind) for kind in metrics["results"]],
+        figures={plots / name: caption for name, caption in CAPTIONS.items()},
+        details={
+            "series": f"{metrics['series']:,}",
+            "hidden values": metrics["split"],
+            "what was done to the rows": "; ".join(metrics["notes"]),
+        },
+    )  # fmt: skip
     write_json(folder / METRICS, metrics)
     return metrics
 

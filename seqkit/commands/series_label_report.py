@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 from seqkit.commands.run_folder import METRICS
+from seqkit.commands.run_page import write_run_page
 from seqkit.commands.trainer import HISTORY
 from seqkit.files import atomic, write_json, write_text
 from seqkit.report.ranking import plot_confusion
@@ -23,6 +24,11 @@ from seqkit.tasks.metrics import mae, r2, rmse
 from seqkit.tasks.series_label_baselines import Answer
 
 PLOTS, TABLES, PREDICTIONS = "plots", "results.md", "predictions.parquet"
+CAPTIONS = {
+    "confusion": "Classes of the test series, and what they were taken for.",
+    "numbers": "Numbers of the test series against what was predicted.",
+    "training": "Training and validation loss; the line marks the epoch whose weights were kept.",
+}
 _HEADINGS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -76,6 +82,17 @@ def write_report(
             plots / "training", folder / HISTORY, panels={"loss": ("train/loss", "val/loss")},
             best_epoch=about["best_epoch"] if about["best_epoch"] >= 0 else None,
         )  # fmt: skip
+    write_run_page(
+        folder, title=f"{'A class' if classes else 'A number'} for whole series",
+        lead="Our model beside simple methods on the same test series.", tables=[summary_table(metrics)],
+        figures={plots / name: caption for name, caption in CAPTIONS.items()},
+        details={
+            "series": ", ".join(f"{part} {count:,}" for part, count in metrics["series"].items()),
+            "channels": str(metrics["channels"]),
+            "classes": ", ".join(classes),
+            "what was done to the rows": "; ".join(metrics["notes"]),
+        },
+    )  # fmt: skip
     write_json(folder / METRICS, metrics)
     return metrics
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqkit import __version__
-from seqkit.commands.run_folder import MANIFEST
+from seqkit.commands.run_page import PAGE, how_made
 from seqkit.commands.variant_plots import PLOTS, summary_table
 from seqkit.report.page import write_page
 from seqkit.report.thresholds import TARGET, operating_points, threshold_for, threshold_table
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from seqkit.data.splits import Split
     from seqkit.data.variant_effect import VariantEffectData
 
-PAGE = "report.html"
 CAPTIONS = {
     "ranking": "ROC and precision-recall curves on the test rows, beside the simple methods.",
     "reliability": "Calibration: observed share of positives against the predicted probability, on the test rows.",
@@ -78,18 +76,7 @@ def details(folder: Path, metrics: Mapping[str, Any]) -> dict[str, str]:
     rows, found = metrics["rows"], {"seqkit": __version__}
     found["rows"] = ", ".join(f"{part} {count:,}" for part, count in rows.items())
     found["alleles by status"] = ", ".join(f"{name} {count:,}" for name, count in metrics["alleles_by_status"].items())
-    if (folder / MANIFEST).is_file():
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        found |= {
-            "date": manifest["date"],
-            "command": " ".join(manifest["command"]),
-            "seed": str(manifest["seed"]),
-            "platform": manifest["platform"],
-            "versions": ", ".join(f"{name} {number}" for name, number in manifest["versions"].items() if number),
-        }
-        for name, entry in manifest["inputs"].items():
-            found[name] = f"{Path(entry['path']).name}, sha256 {entry['sha256']}"
-    return found
+    return found | how_made(folder)
 
 
 def _kind(path: Path) -> str:

@@ -45,6 +45,9 @@ def run(table, tmp_path_factory):
 def test_a_run_folder_says_what_was_found(run):
     metrics = json.loads((run / "metrics.json").read_text())["series"]
     assert metrics["a"]["normal_rows"] == 400
+    page = (run / "report.html").read_text()
+    assert "Anomalies of numeric series" in page
+    assert page.count("data:image/png") == 1
     assert metrics["a"]["anomalous_rows"] > metrics["b"]["anomalous_rows"]
     assert {"config.yaml", "manifest.json", "model.safetensors", "scores.parquet", "scores.png"} <= {
         path.name for path in run.iterdir()

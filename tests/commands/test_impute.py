@@ -50,7 +50,9 @@ def test_a_run_stands_beside_simple_methods_on_the_same_values(run):
         assert results["seqkit"]["mae"] < results["last value"]["mae"]
     assert metrics["results"]["runs"]["seqkit"]["mae"] < metrics["results"]["runs"]["linear interpolation"]["mae"]
     assert {"config.yaml", "manifest.json", "filled.parquet", "results.md"} <= {path.name for path in run.iterdir()}
-    assert (run / "plots" / "gaps.png").is_file()
+    page = (run / "report.html").read_text()
+    assert "runs of 24 steps hidden" in page
+    assert page.count("data:image/png") == 2
 
 
 def test_known_values_come_back_bit_for_bit_and_gaps_are_filled(run, table, tmp_path):

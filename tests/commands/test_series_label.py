@@ -64,6 +64,9 @@ def test_a_run_learns_which_channel_moves(run):
     names = {"config.yaml", "manifest.json", "model.safetensors", "predictions.parquet", "results.md", "history.csv"}
     assert names <= {path.name for path in run.iterdir()}
     assert (run / "plots" / "confusion.png").is_file()
+    page = (run / "report.html").read_text()
+    assert "1-NN, stretched" in page
+    assert page.count("data:image/png") == 2
 
 
 def test_a_number_is_predicted_better_than_by_the_mean(numbers):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from seqkit.data.wfdb_records import read_record
 from seqkit.errors import InputError
 
 Restore = Callable[[pl.DataFrame], Any]
@@ -38,7 +39,8 @@ def as_polars(source: Any) -> tuple[pl.LazyFrame, Restore]:
     """Take a frame or a file as a lazy polars frame.
 
     Args:
-        source: A polars (lazy) frame, pandas frame, Arrow table, or the path of a CSV, TSV, Parquet or Arrow file.
+        source: A polars (lazy) frame, pandas frame, Arrow table, or the path of a CSV, TSV, Parquet or Arrow file, or
+            of a WFDB record's header.
 
     Returns:
         The frame, and a function that turns a polars frame into the kind that ``source`` was (polars for a file).
@@ -111,6 +113,8 @@ def _scan(path: Path) -> pl.LazyFrame:
         if suffix in (".csv", ".tsv", ".txt"):
             separator = "\t" if suffix == ".tsv" else ","
             return pl.scan_csv(path, separator=separator, try_parse_dates=True, infer_schema_length=10_000)
+        if suffix == ".hea":
+            return read_record(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(str(path), expected="a readable table", got=str(error).splitlines()[0]) from error
-    raise InputError("--table", expected=".csv, .tsv, .parquet or .arrow (CSV also gzipped)", got=path.name)
+    raise InputError("--table", expected=".csv, .tsv, .parquet, .arrow (CSV also gzipped) or .hea", got=path.name)

@@ -20,7 +20,12 @@ from seqkit.errors import ConfigError, SeqkitError
 
 EXIT_UNFIT = 3
 LIBRARIES = ("lightning", "polars", "pyfaidx", "biopython", "safetensors", "torchmetrics")
-OPTIONAL = {"pysam": "VCF and BCF", "pybigtools": "features from BigWig", "transformers": "Hugging Face models"}
+OPTIONAL = {
+    "pysam": "VCF and BCF",
+    "pybigtools": "features from BigWig",
+    "wfdb": "WFDB records",
+    "transformers": "Hugging Face models",
+}
 
 
 @dataclass(frozen=True)

@@ -80,16 +80,20 @@ class ForecastTask(SequenceTask):
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over observed targets, in scaled units."""
         forecast, windows = self.answer(batch)
-        loss_BCH, valid_BCH = self.losses(forecast, windows["target"])
+        loss_BCH, valid_BCH = self.losses(forecast, windows)
         loss = masked_mean(loss_BCH, valid_BCH)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=max(1, len(loss_BCH)), prog_bar=True)
         return loss
 
-    def losses(self, forecast: Forecast, target_BCH: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, forecast: Forecast, windows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss of every step and whether its target was observed."""
-        valid_BCH = ~target_BCH.isnan()
-        target_BCH = (target_BCH.nan_to_num(0.0) - forecast.shift_BC1) / forecast.spread_BC1
-        loss_BCH = self.net.head.loss(forecast.centre_BCH, forecast.raw_BCHK, target_BCH)
+        valid_BCH = ~windows["target"].isnan()
+        target_BCH = (windows["target"].nan_to_num(0.0) - forecast.shift_BC1) / forecast.spread_BC1
+        centre_BCH = forecast.centre_BCH
+        if self.net.head.counts:
+            unit_BC1, origin_BC1 = units(forecast, windows)
+            centre_BCH, target_BCH = (x_BCH * unit_BC1 + origin_BC1 for x_BCH in (centre_BCH, target_BCH))
+        loss_BCH = self.net.head.loss(centre_BCH, forecast.raw_BCHK, target_BCH)
         return loss_BCH * forecast.spread_BC1**self.net.head.degree, valid_BCH
 
     def on_validation_epoch_start(self) -> None:
@@ -103,7 +107,7 @@ class ForecastTask(SequenceTask):
     def validation_sums(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Sum of the loss over observed targets, and their number."""
         forecast, windows = self.answer(batch)
-        loss_BCH, valid_BCH = self.losses(forecast, windows["target"])
+        loss_BCH, valid_BCH = self.losses(forecast, windows)
         return torch.stack([loss_BCH[valid_BCH].double().sum(), valid_BCH.sum().double()])
 
     def on_validation_epoch_end(self) -> None:
@@ -130,16 +134,21 @@ class ForecastTask(SequenceTask):
         for batch in batches:
             forecast, windows = self.answer(batch)
             target_BCH = (windows["target"] - forecast.shift_BC1) / forecast.spread_BC1
-            scores.append((target_BCH.unsqueeze(-1) - self._own(forecast)).flatten(0, 1))
+            scores.append((target_BCH.unsqueeze(-1) - self._own(forecast, windows)).flatten(0, 1))
         if not scores:
             return 0
         score_WHQ = torch.cat(scores).double()
         self.shift_HQ.copy_(conformal_shift(score_WHQ, self.levels))
         return len(score_WHQ)
 
-    def _own(self, forecast: Forecast) -> Tensor:
+    def _own(self, forecast: Forecast, windows: Mapping[str, Tensor]) -> Tensor:
         """Quantiles at the task's levels, on the windows' own scale, before calibration."""
-        return self.net.head.quantiles(forecast.centre_BCH, forecast.raw_BCHK, self.levels)
+        if not self.net.head.counts:
+            return self.net.head.quantiles(forecast.centre_BCH, forecast.raw_BCHK, self.levels)
+        unit_BC1, origin_BC1 = units(forecast, windows)
+        centre_BCH = forecast.centre_BCH * unit_BC1 + origin_BC1
+        counts = self.net.head.quantiles(centre_BCH, forecast.raw_BCHK, self.levels)
+        return (counts - origin_BC1.unsqueeze(-1)) / unit_BC1.unsqueeze(-1)
 
     @torch.no_grad()
     def quantiles(self, batch: Mapping[str, Tensor], levels: Tensor) -> Tensor:
@@ -151,11 +160,19 @@ class ForecastTask(SequenceTask):
 
     def finish(self, forecast: Forecast, batch: Mapping[str, Tensor], levels: Tensor) -> Tensor:
         """Forecasts on the windows' own scale to calibrated quantiles in the units of the data."""
-        own = (self._own(forecast) + self.shift_HQ[: forecast.centre_BCH.shape[-1]]).sort(dim=-1).values.double()
+        own = (self._own(forecast, batch) + self.shift_HQ[: forecast.centre_BCH.shape[-1]]).sort(dim=-1).values.double()
         wanted = interpolate_quantiles(own, self.levels, levels)
         scaled = wanted * forecast.spread_BC1.unsqueeze(-1) + forecast.shift_BC1.unsqueeze(-1)
         values = scaled * batch["scale"][..., None, None] + batch["loc"][..., None, None]
+        if self.net.head.counts:
+            return values.round().clamp(min=0.0)
         return values.clamp(min=0.0) if self.nonnegative else values
+
+
+def units(forecast: Forecast, windows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(B, C, 1) factor and offset from the windows' own scale to the units of the data."""
+    scale_BC1, loc_BC1 = (windows[name].to(forecast.centre_BCH).unsqueeze(-1) for name in ("scale", "loc"))
+    return forecast.spread_BC1 * scale_BC1, forecast.shift_BC1 * scale_BC1 + loc_BC1
 
 
 def restarted(state: Any, fresh_B: Tensor) -> Any:

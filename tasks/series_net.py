@@ -32,7 +32,7 @@ class ForecastNetConfig:
     """What stands around the backbone.
 
     Attributes:
-        head: quantile, normal, student-t or point.
+        head: quantile, normal, student-t, negative-binomial (counts) or point.
         levels: Quantile levels of a quantile head, rising.
         linear: Whether there is a linear path; without it the centre is the normalised window's level.
         norm: Instance normalisation: last (the last observed value is subtracted), mean (mean and spread) or none.

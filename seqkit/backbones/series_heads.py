@@ -1,4 +1,4 @@
-"""From hidden states to forecasts: quantiles, distributions and points around a centre.
+"""From hidden states to forecasts: quantiles, distributions, counts and points around a centre.
 
 A head adds what the network says to a centre, the forecast of the linear path. At the start of training the network
 says nothing: a quantile head then answers with the quantiles of the linear path's residuals.
@@ -16,13 +16,15 @@ from seqkit.errors import ConfigError
 
 LEVELS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975)
 """Default quantile levels: the medians and the intervals of 60, 80, 90 and 95 percent among them."""
-HEADS = ("quantile", "normal", "student-t", "point")
+HEADS = ("quantile", "normal", "student-t", "negative-binomial", "point")
 _LOG_SPREAD = 4.0
 """Bound on the logarithm of a learned factor of the spread."""
+_FIRST_DISPERSION, _LEAST_DISPERSION, _LEAST_MEAN = -2.0, -10.0, 1e-3
+"""Logarithms of dispersions, and a mean."""
 
 
 def build_head(kind: str, horizon: int, levels: tuple[float, ...] = LEVELS) -> nn.Module:
-    """Make a head by name: quantile, normal, student-t or point.
+    """Make a head by name: quantile, normal, student-t, negative-binomial or point.
 
     Raises:
         ConfigError: Unknown name, or levels that do not rise from above 0 to below 1.
@@ -33,6 +35,8 @@ def build_head(kind: str, horizon: int, levels: tuple[float, ...] = LEVELS) -> n
         raise ConfigError("levels", expected="rising quantile levels between 0 and 1", got=str(list(levels)))
     if kind == "quantile":
         return QuantileHead(horizon, levels)
+    if kind == "negative-binomial":
+        return CountHead(horizon)
     return PointHead() if kind == "point" else DistributionHead(kind, horizon)
 
 
@@ -46,6 +50,8 @@ class QuantileHead(nn.Module):
     Reference: Koenker and Bassett 1978, Regression quantiles.
     """
 
+    counts = False
+    """Whether centre and values are those of the data, whole numbers from 0 up, rather than scaled ones."""
     degree = 1
     """The loss grows with this power of the unit of the values."""
 
@@ -87,7 +93,7 @@ class DistributionHead(nn.Module):
         horizon: H.
     """
 
-    degree = 0
+    counts, degree = False, 0
 
     def __init__(self, kind: str, horizon: int):
         super().__init__()
@@ -125,10 +131,57 @@ class DistributionHead(nn.Module):
         return law.loc.unsqueeze(-1) + law.scale.unsqueeze(-1) * torch.from_numpy(standard).to(centre_BCH)
 
 
+class CountHead(nn.Module):
+    """A negative binomial distribution of counts by horizon step, trained with its likelihood.
+
+    Its variance is mean + dispersion * mean^2; a dispersion of 0 is Poisson's distribution. A centre far above 0 is the
+    mean where the network says nothing; towards and below 0 the mean bends away from it and stays positive.
+
+    Args:
+        horizon: H.
+    """
+
+    counts, degree, width = True, 0, 2
+
+    def __init__(self, horizon: int):
+        super().__init__()
+        self.log_dispersion_H = nn.Parameter(torch.full((horizon,), _FIRST_DISPERSION))
+
+    def initialise(self, residual_RH: Tensor) -> None:
+        """Nothing to start from: scaled residuals do not tell how counts scatter."""
+
+    def distribution(self, centre_BCH: Tensor, raw_BCHK: Tensor) -> distributions.NegativeBinomial:
+        """The distribution of every step, from centres in the units of the data.
+
+        In float64: its likelihood is a small difference of large logarithms of factorials.
+        """
+        centre_BCH, raw_BCHK = centre_BCH.double(), raw_BCHK.double()
+        factor_BCH = raw_BCHK[..., 0].clamp(-_LOG_SPREAD, _LOG_SPREAD).exp()
+        mean_BCH = (functional.softplus(centre_BCH) * factor_BCH).clamp(min=_LEAST_MEAN)
+        moved = raw_BCHK[..., 1].clamp(-_LOG_SPREAD, _LOG_SPREAD)
+        log_dispersion = (self.log_dispersion_H[: centre_BCH.shape[-1]] + moved).clamp(min=_LEAST_DISPERSION)
+        # Real counts have a likelihood too: rates that were averaged are not refused.
+        return distributions.NegativeBinomial(
+            (-log_dispersion).exp(), logits=mean_BCH.log() + log_dispersion, validate_args=False
+        )
+
+    def loss(self, centre_BCH: Tensor, raw_BCHK: Tensor, target_BCH: Tensor) -> Tensor:
+        """Negative log likelihood (B, C, H) of counts."""
+        return -self.distribution(centre_BCH, raw_BCHK).log_prob(target_BCH.double().clamp(min=0.0)).to(centre_BCH)
+
+    def quantiles(self, centre_BCH: Tensor, raw_BCHK: Tensor, levels: Tensor) -> Tensor:
+        """Quantiles (B, C, H, len(levels)), whole numbers."""
+        from scipy.stats import nbinom  # torch has no inverse of this distribution
+
+        law = self.distribution(centre_BCH, raw_BCHK)
+        number, chance = (x.detach().unsqueeze(-1).cpu().numpy() for x in (law.total_count, 1 - law.probs))
+        return torch.from_numpy(nbinom.ppf(levels.detach().double().cpu().numpy(), number, chance)).to(centre_BCH)
+
+
 class PointHead(nn.Module):
     """One number by horizon step, trained with the squared error; intervals come from its residuals alone."""
 
-    degree, width = 2, 1
+    counts, degree, width = False, 2, 1
 
     def initialise(self, residual_RH: Tensor) -> None:
         """Nothing to start from: the centre is the forecast."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from seqkit import configs
@@ -21,6 +22,7 @@ from seqkit.commands.run_folder import METRICS, open_run, write_manifest
 from seqkit.commands.trainer import last_checkpoint, make_trainer
 from seqkit.data.series_data import SeriesData, batches, load_series
 from seqkit.data.series_modules import SeriesDataModule
+from seqkit.errors import InputError
 from seqkit.tasks.forecast import ForecastTask
 
 ALIASES = {
@@ -133,8 +135,18 @@ def train(config: ForecastConfig, data: SeriesData, folder: Path, *, progress: b
 
 
 def start(config: ForecastConfig, data: SeriesData):
-    """The task of a run before training, on its closed-form start, and the ridge solution."""
+    """The task of a run before training, on its closed-form start, and the ridge solution.
+
+    Raises:
+        InputError: Values below zero were given to a head of counts.
+    """
     task = build_task(config, shape_of(data))
+    least = float(np.nanmin(data.panel.y, initial=0.0))
+    if task.net.head.counts and least < 0:
+        raise InputError(
+            "y", expected="counts, 0 or more, for net.head negative-binomial", got=f"{least:g}",
+            remedy="Take net.head quantile.",
+        )  # fmt: skip
     windows = {part: data.windows(part) for part in ("train", "validation")}
     passes = [lambda w=w: batches(w, 512, _CLOSED_FORM_WINDOWS) for w in windows.values()]
     if config.tokens.kind == "bins":

@@ -13,7 +13,7 @@ def inputs(head):
     return torch.randn(B, C, H), torch.randn(B, C, H, head.width) * 0.3
 
 
-@pytest.mark.parametrize("kind", ["quantile", "normal", "student-t", "point"])
+@pytest.mark.parametrize("kind", ["quantile", "normal", "student-t", "negative-binomial", "point"])
 def test_quantiles_rise_and_gradients_flow(kind):
     head = build_head(kind, H)
     centre, raw = inputs(head)
@@ -55,6 +55,30 @@ def test_distributions_know_their_quantiles():
     wanted = student.quantiles(zero, torch.zeros(1, 1, 1, 3), levels)[0, 0, 0]
     for level, value in zip(levels, wanted, strict=True):
         assert abs((draws <= value).float().mean() - level) < 0.005
+
+
+@pytest.mark.parametrize("centre", [-3.0, 0.2, 2.0, 80.0])
+def test_counts_know_mean_variance_and_quantiles(centre):
+    head = build_head("negative-binomial", 1)
+    inputs = torch.full((1, 1, 1), centre), torch.zeros(1, 1, 1, 2)
+    torch.manual_seed(0)
+    draws = head.distribution(*inputs).sample((100_000,)).flatten().float()
+    mean, dispersion = math.log1p(math.exp(centre)), math.exp(-2.0)
+    assert draws.mean() == pytest.approx(mean, rel=0.05)
+    assert draws.var() == pytest.approx(mean + dispersion * mean**2, rel=0.1)
+    low, high = head.quantiles(*inputs, torch.tensor([0.1, 0.9])).flatten().tolist()
+    assert (low, high) == (int(low), int(high))
+    assert (draws <= high).float().mean() >= 0.89
+    assert (draws < low).float().mean() <= 0.11
+
+
+def test_counts_have_the_likelihood_of_poisson_where_nothing_more_scatters():
+    head = build_head("negative-binomial", 1)
+    raw = torch.zeros(1, 1, 1, 2)
+    torch.nn.init.constant_(head.log_dispersion_H, -30.0)
+    loss = head.loss(torch.full((1, 1, 1), 50.0), raw, torch.full((1, 1, 1), 47.0))
+    expected = -torch.distributions.Poisson(50.0).log_prob(torch.tensor(47.0))
+    torch.testing.assert_close(loss.squeeze(), expected, rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize(("kind", "power"), [("quantile", 1), ("point", 2)])

@@ -83,3 +83,18 @@ def test_refused_in_one_line(case):
     with pytest.raises(InputError, match=message) as caught:
         Forecaster(**({"h": H, "freq": 1} | SMALL | options)).fit(frame)
     assert "\n" not in str(caught.value)
+
+
+def test_counts_are_whole_numbers_from_zero_up_and_hold():
+    rng = np.random.default_rng(0)
+    rate = 0.8 + 0.7 * np.sin(np.arange(600) * 2 * np.pi / 24)
+    frame = pl.DataFrame({"ds": np.arange(600), "y": rng.poisson(rate)})
+    model = Forecaster(h=H, freq=1, net={"head": "negative-binomial"}, **SMALL)
+    rows = model.cross_validation(frame, n_windows=20, level=[80])
+    found = rows.select("seqkit", "seqkit-lo-80", "seqkit-hi-80").to_numpy()
+    assert (found == found.round()).all()
+    assert found.min() == 0
+    held = ((rows["seqkit-lo-80"] <= rows["y"]) & (rows["y"] <= rows["seqkit-hi-80"])).mean()
+    assert held > 0.75  # whole numbers hold at least what they say
+    with pytest.raises(InputError, match="expected counts, 0 or more"):
+        model.cross_validation(frame.with_columns(y=pl.col("y") - 1))

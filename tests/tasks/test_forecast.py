@@ -178,7 +178,7 @@ def test_loss_counts_observed_targets_in_scaled_units():
     task = make_task()
     batch = make_batch(task.net)
     batch["target"][:, :, 2:] = torch.nan
-    loss, valid = task.losses(task.net(batch), batch["target"])
+    loss, valid = task.losses(task.net(batch), batch)
     assert loss.isfinite().all()
     assert valid.sum() == 4 * 2
     loss[valid].sum().backward()
@@ -207,6 +207,24 @@ def test_calibration_pools_steps_where_windows_are_few():
     level = torch.tensor([0.9]).double()
     assert conformal_shift(scores, level)[:, 0].tolist() == [0.0] * 41
     assert conformal_shift(scores.repeat(100, 1, 1), level)[:, 0].tolist() == [0.0] * 40 + [100.0]
+
+
+def test_counts_are_read_and_forecast_in_the_units_of_the_data():
+    task = make_task(config=ForecastNetConfig(head="negative-binomial", dropout=0, norm="none")).eval()
+    unit = {"loc": torch.full((4, 1), 30.0).double(), "scale": torch.full((4, 1), 10.0).double()}
+    batch = make_batch(task.net, missing=0) | unit
+    with torch.no_grad():
+        for parameter in (task.net.linear.weight, task.net.linear.bias, *task.net.decoder.output.parameters()):
+            parameter.zero_()  # the forecast is the level, 30
+        task.net.decoder.direct.weight.zero_()
+    loss, _ = task.losses(task.net(batch), batch)
+    law = task.net.head.distribution(torch.full((1, 1, 1), 30.0), torch.zeros(1, 1, 1, 2))
+    counts = (batch["target"] * 10 + 30).clamp(min=0)
+    torch.testing.assert_close(loss, -law.log_prob(counts).float(), rtol=1e-3, atol=1e-3)
+    values = task.quantiles(batch, torch.tensor([0.1, 0.5, 0.9]).double())
+    assert (values == values.round()).all()
+    assert abs(float(values[..., 1].mean()) - 30) < 3
+    assert (values[..., 0] < values[..., 2]).all()
 
 
 def test_nonnegative_forecasts():

@@ -181,7 +181,7 @@ def _descend(task: ForecastTask, settings: Settings, training: WindowSet, valida
         task.train()
         rows = torch.randperm(len(training), generator=order)[:count].to(training.starts_W.device)
         for batch in training.batches(settings.batch, rows):
-            loss_BCH, valid_BCH = task.losses(task.net(batch), batch["target"])
+            loss_BCH, valid_BCH = task.losses(task.net(batch), batch)
             optimizer.zero_grad(set_to_none=True)
             loss_BCH[valid_BCH].mean().backward()
             torch.nn.utils.clip_grad_norm_(task.net.parameters(), optim.clip_norm)

@@ -97,6 +97,7 @@ ABSENT = {
             "triton_compiled",
             "triton_lanes",
             "triton_math",
+            "triton_sums",
             "triton_exponentials",
             "gates",
             "rotation",

@@ -44,6 +44,7 @@ from seqkit.kernels.triton_launch import (
     token_strides,
 )
 from seqkit.kernels.triton_math import sigmoid, widen
+from seqkit.kernels.triton_sums import sum_over_chunks
 
 MOST_TAPS = 8  # the window of a program fits its registers; wider ones run on the reference
 VARYING = ["length", "per_row", "segments", "blocks"]
@@ -347,10 +348,11 @@ def backward(
                 dy, *operands, dfinal, dx, dentry, *call.state_geometry(), *strides,
                 SILU=call.silu, **call.state_constants(),
             )  # fmt: skip
+        dweight, dbias, _ = sum_over_chunks(dtaps, None if bias is None else dbias)
     return (
         dx,
-        dtaps.sum(0).t().to(weight.dtype).contiguous(),
-        None if bias is None else dbias.sum(0).to(bias.dtype),
+        dweight.to(weight.dtype),
+        None if bias is None else dbias.to(bias.dtype),
         None if initial is None else dentry.to(initial.dtype),
     )
 

@@ -42,6 +42,7 @@ from seqkit.kernels.triton_compiled import launch_settled
 from seqkit.kernels.triton_lanes import add_lane_sums, lane_sum_places
 from seqkit.kernels.triton_launch import INTERPRETED, ceil_div, guard, next_power, resident_programs, rows_contiguous
 from seqkit.kernels.triton_math import LN_2, exp2, prefetch, sigmoid, widen
+from seqkit.kernels.triton_sums import sum_over_chunks
 
 ADJOINT_BLOCK = 64  # channels of a program
 GRADIENT_BLOCK = 32
@@ -444,16 +445,17 @@ def backward(
     du, ddelta, dz, y = target("du", u), target("ddelta", delta), target("dz", z), into.get("y")
     with guard(u):
         adjoints, dentry = _adjoints(call, dy, None if dfinal is None else dfinal.float().contiguous())
-        (dB, dC), dD, dbias = _gradients(call, dy, starts_KND, adjoints, (du, ddelta, dz, y))
-    dA = adjoints if u.numel() else adjoints.new_zeros(1, call.N, call.D)
+        (dB, dC), *vectors = _gradients(call, dy, starts_KND, adjoints, (du, ddelta, dz, y))
+        shares = (None if x is None else share for x, share in zip((D, delta_bias), vectors, strict=True))
+        dA, dD, dbias = sum_over_chunks(adjoints if u.numel() else adjoints[:0], *shares, A_ND=call.A)
     return (
         du,
         ddelta,
-        dA.sum(0).t().masked_fill(A > 0, 0).to(A.dtype).contiguous(),
+        dA.to(A.dtype),
         into["dB"].copy_(dB) if "dB" in into else dB.to(B.dtype, copy=True),
         into["dC"].copy_(dC) if "dC" in into else dC.to(C.dtype, copy=True),
-        None if D is None else dD.sum(0).to(D.dtype),
+        None if D is None else dD.to(D.dtype),
         dz,
-        None if delta_bias is None else dbias.sum(0).to(delta_bias.dtype),
+        None if delta_bias is None else dbias.to(delta_bias.dtype),
         None if initial_state is None else dentry.to(initial_state.dtype),
     )

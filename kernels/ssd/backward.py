@@ -228,7 +228,8 @@ class _Gradients:
         self.decays = call.per_token(torch.float32 if call.single else torch.float64)
         self.steps = call.per_token(torch.float32)
         heads = call.H // call.parts
-        self.A, self.bias = call.new(2, call.spans * call.chunks_per_span, heads).unbind(0)
+        self.rates = call.new(2, call.spans * call.chunks_per_span, heads)
+        self.A, self.bias = self.rates.unbind(0)
         self.D = None
         if call.skip is not None:
             self.D = call.new(call.spans, heads, call.parts * (1 if call.skip_per_head else call.P))
@@ -331,16 +332,16 @@ def backward(
         adjoints, dentry = chain(call, *summaries(call, dy, call.z, call.C, steps, True), dfinal, flip=True)
         if call.spans:
             _token_gradients(call, dy, starts_KHPN, adjoints, steps, grads, states)
-    dA, dbias = (x.sum(0, dtype=torch.float64) for x in (grads.A, grads.bias))
+    dA, dbias = grads.rates.sum(1, dtype=torch.float64).unbind(0)
     dD = None if D is None else grads.D.sum(0 if D.dim() == 2 else (0, 2)).to(D.dtype)
     return (
         grads.x,
         grads.dt,
-        dA.to(A.dtype),
+        dA.to(A.dtype, copy=True),
         grads.B,
         grads.C,
         dD,
         grads.z,
-        None if dt_bias is None else dbias.to(dt_bias.dtype),
+        None if dt_bias is None else dbias.to(dt_bias.dtype, copy=True),
         None if initial_state is None else dentry.view(initial_state.shape).to(initial_state.dtype),
     )

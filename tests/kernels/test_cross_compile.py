@@ -20,7 +20,11 @@ from seqkit.kernels import devices, dispatch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MODULES = (
-    [*sorted(set(dispatch.PROVIDERS["triton"].values())), "seqkit.kernels.bench.triton_exponentials"]
+    [
+        *sorted(set(dispatch.PROVIDERS["triton"].values())),
+        "seqkit.kernels.triton_sums",
+        "seqkit.kernels.bench.triton_exponentials",
+    ]
     if dispatch.triton_installed() and not INTERPRETED
     else []
 )

@@ -42,7 +42,7 @@ def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "26 passed" in done.stdout
+    assert "29 passed" in done.stdout
 
 
 @inside
@@ -179,3 +179,16 @@ def test_sum_of_gated_norms(scans):
         results.append([y, given, *xs, dz, *dweights])
     for ours, want in zip(*results, strict=True):
         assert_close("sum", ours, want.double(), TOLERANCES[torch.float32])
+
+
+@inside
+@pytest.mark.parametrize(("chunks", "channels"), [(0, 5), (1, 33), (9, 40)])
+def test_sums_over_chunks(chunks, channels):
+    from seqkit.kernels.triton_sums import sum_over_chunks
+
+    states, first, second = (torch.randn(chunks, *tail, channels) for tail in ((3,), (), ()))
+    rates = torch.randn(3, channels)
+    got = sum_over_chunks(states, first, second, A_ND=rates)
+    want = states.sum(0).masked_fill(rates > 0, 0).T, first.sum(0), second.sum(0)
+    torch.testing.assert_close(got, want)
+    assert sum_over_chunks(states, None)[1:] == (None, None)

@@ -2,7 +2,8 @@
 
 The model is fitted to a stretch taken as normal. Which season is subtracted first (none, a day, a week) is decided by
 the likelihood that held-out values of that stretch get, which is comparable because the past is known: no labels enter.
-Scores are causal and come from a state of fixed size.
+Or how badly the last window comes back through a narrow code (:mod:`seqkit.tasks.window_code`); there the held-out
+error decides. Scores are causal and come from a state, or a window, of fixed size.
 
 Legend: T steps of a series.
 """
@@ -17,32 +18,48 @@ import torch
 from numpy.typing import NDArray
 
 from seqkit.backbones import BackboneConfig
-from seqkit.errors import ShapeError
+from seqkit.errors import ConfigError, ShapeError
 from seqkit.tasks.base import OptimConfig
 from seqkit.tasks.next_step import NextStepConfig, NextStepNet
 from seqkit.tasks.next_step_fit import ChunkConfig, fit_next_step, read_through
+from seqkit.tasks.window_code import WindowCode
 
 HELD_OUT = 0.2
+SCORES = ("likelihood", "reconstruction")
 _LEAST_STEPS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """The one-step model and its training.
+    """What is scored, the one-step model and its training.
 
     Attributes:
+        score: likelihood (of a one-step model) or reconstruction (of windows, in closed form; nothing is trained).
+        window: Steps of a window that is reconstructed; none takes two of those that scores are averaged over.
+        code: Numbers that a window is reconstructed from; none takes an eighth of its steps.
         model: Backbone.
         net: Lags, noise.
         chunks: Streams and chunks.
         optim: Optimiser.
     """
 
+    score: str = "likelihood"
+    window: int | None = None
+    code: int | None = None
     model: BackboneConfig = field(
         default_factory=lambda: BackboneConfig(d_model=16, layout="s4d", d_state=16, vocab_size=0, n_channels=2)
     )
     net: NextStepConfig = field(default_factory=NextStepConfig)
     chunks: ChunkConfig = field(default_factory=lambda: ChunkConfig(streams=4, chunk=64, epochs=20, patience=5))
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5e-3))
+
+    def __post_init__(self):
+        if self.score not in SCORES:
+            raise ConfigError("detector.score", expected=" or ".join(SCORES), got=repr(self.score))
+        if self.window is not None and self.window < 2:
+            raise ConfigError("detector.window", expected="2 steps or more", got=str(self.window))
+        if self.code is not None and self.code < 1:
+            raise ConfigError("detector.code", expected="1 or more", got=str(self.code))
 
 
 def detector_config(day: int) -> DetectorConfig:
@@ -56,7 +73,7 @@ class Detector:
     """A fitted model and how its surprise becomes a score.
 
     Attributes:
-        net: One-step model of scaled values or changes.
+        net: One-step model, or code of windows, of scaled values or changes.
         season: Steps over which changes are taken; 0 for the values themselves.
         centre: Of values or changes.
         spread: Of values or changes.
@@ -65,7 +82,7 @@ class Detector:
         threshold: Highest score of the normal stretch.
     """
 
-    net: NextStepNet
+    net: NextStepNet | WindowCode
     season: int
     centre: float
     spread: float
@@ -74,8 +91,10 @@ class Detector:
     threshold: float = float("inf")
 
     def surprise(self, series_T: NDArray) -> NDArray:
-        """Negative log likelihood of each value given all before it; NaN where there is none."""
+        """Negative log likelihood of each value given all before it, or error of the window it ends; NaN for none."""
         z_T = (changes(series_T, self.season) - self.centre) / self.spread
+        if isinstance(self.net, WindowCode):
+            return self.net.errors(z_T)
         return -read_through(self.net, z_T).log_likelihood_T
 
     def score(self, series_T: NDArray) -> NDArray:
@@ -110,7 +129,7 @@ def fit_detector(
     seed: int = 0,
     device: str = "cpu",
 ) -> Detector:
-    """Fit one model per season that the stretch holds twice, and keep the one with the best held-out likelihood.
+    """Fit one model per season that the stretch holds twice, and keep the one that held-out values speak for.
 
     Args:
         normal_T: Values taken as normal, NaN where missing; the last fifth is held out.
@@ -137,16 +156,21 @@ def fit_detector(
 def _fit(
     normal_T: NDArray, season: int, smooth: int, settings: DetectorConfig, seed: int, device: str
 ) -> tuple[Detector, float]:
-    """A model of one season, and the held-out log likelihood in the units of the series."""
+    """A model of one season, and its held-out log likelihood, or error of reconstruction, in the series' units."""
     change_T = changes(normal_T, season)
     split = round(len(normal_T) * (1 - HELD_OUT))
     centre, spread = float(np.nanmean(change_T[:split])), float(np.nanstd(change_T[:split]))
     # A constant stretch has no spread of its own: that of its size keeps a departure finite.
     spread = spread if spread > 0 else max(abs(centre), 1.0) * 1e-3
+    z_T = (change_T - centre) / spread
+    if settings.score == "reconstruction":
+        window = min(settings.window or max(2 * smooth, 2), (split - season) // 2, len(z_T) - split)
+        code = WindowCode.fit(z_T[season:split], window, min(settings.code or max(window // 8, 1), window - 1))
+        error = float(np.nanmean(code.errors(z_T[split:]))) * spread**2
+        return Detector(code, season, centre, spread, smooth), -error
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         net = NextStepNet(settings.model, settings.net)
-    z_T = (change_T - centre) / spread
     options = {"chunks": settings.chunks, "optim": settings.optim, "seed": seed, "device": device}
     history = fit_next_step(net, z_T[season:split], z_T[split:], **options)
     return Detector(net, season, centre, spread, smooth), max(history) - float(np.log(spread))

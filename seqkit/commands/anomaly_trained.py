@@ -20,6 +20,7 @@ from seqkit.errors import CheckpointError, ConfigError, InputError
 from seqkit.tasks.detector import Detector, DetectorConfig, fit_detector
 from seqkit.tasks.export import load_weights, read_description, save_model
 from seqkit.tasks.next_step import NextStepConfig, NextStepNet
+from seqkit.tasks.window_code import WindowCode
 
 TASK = "anomaly"
 
@@ -139,6 +140,9 @@ class TrainedDetectors:
         nets = torch.nn.ModuleList(detector.net for detector in self.detectors.values())
         numbers = ("season", "centre", "spread", "smooth", "usual", "threshold")
         table = {name: {key: getattr(d, key) for key in numbers} for name, d in self.detectors.items()}
+        for name, detector in self.detectors.items():
+            if isinstance(detector.net, WindowCode):
+                table[name]["code"] = list(detector.net.direction_KW.shape)
         save_model(folder, nets, {**asdict(self.config), "series": table})
 
     @classmethod
@@ -153,7 +157,8 @@ class TrainedDetectors:
             raise CheckpointError("--ckpt", expected=f"an {TASK} run", got=f"a {described['task']} run")
         detector = described["detector"]
         model, net = BackboneConfig.from_dict(detector["model"]), NextStepConfig(**detector["net"])
-        nets = torch.nn.ModuleList(NextStepNet(model, net) for _ in described["series"])
+        codes = [numbers.pop("code", None) for numbers in described["series"].values()]
+        nets = torch.nn.ModuleList(WindowCode(*code) if code else NextStepNet(model, net) for code in codes)
         load_weights(Path(folder), nets)
         nets.to(device)
         config = AnomalyConfig(
@@ -161,7 +166,9 @@ class TrainedDetectors:
             normal=described["normal"],
             smooth=described["smooth"],
             data=AnomalyDataConfig(**described["data"]),
-            detector=DetectorConfig(model=model, net=net),
+            detector=DetectorConfig(
+                model=model, net=net, **{name: detector[name] for name in ("score", "window", "code")}
+            ),
         )
         pairs = zip(described["series"].items(), nets, strict=True)
         return cls(config, {name: Detector(net=net, **numbers) for (name, numbers), net in pairs})

@@ -62,6 +62,18 @@ def test_scores_from_the_loaded_run_are_those_of_the_fit(run, table, tmp_path):
     assert again["anomaly"].to_list() == first["anomaly"].to_list()
 
 
+def test_a_reconstruction_is_fitted_saved_and_opened_again(table, tmp_path):
+    score = ["--detector.score", "reconstruction", "--device", "cpu"]
+    fit = ["--table", str(table), "--normal", "400", *score, "--out", str(tmp_path / "run")]
+    assert cli.main(["fit", "--task", "anomaly", *fit]) == 0
+    first, out = pl.read_parquet(tmp_path / "run" / "scores.parquet"), tmp_path / "scores.csv"
+    again = ["--ckpt", str(tmp_path / "run"), "--table", str(table), "--out", str(out), "--device", "cpu"]
+    assert cli.main(["predict", *again]) == 0
+    np.testing.assert_allclose(pl.read_csv(out)["score"], first["score"], rtol=1e-9)
+    assert first["score"].is_finite().all()
+    assert 0 < first["anomaly"].sum() < len(first) / 4
+
+
 def test_labels_are_measured_by_events(run, table, tmp_path, capsys):
     arguments = ["--ckpt", str(run), "--table", str(table), "--label", "odd", "--out", str(tmp_path / "test")]
     assert cli.main(["test", *arguments, "--device", "cpu"]) == 0

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from seqkit.backbones import BackboneConfig
-from seqkit.errors import ShapeError
+from seqkit.errors import ConfigError, ShapeError
 from seqkit.tasks.base import OptimConfig
 from seqkit.tasks.detector import DetectorConfig, changes, fit_detector, running_mean
 from seqkit.tasks.next_step import NextStepConfig
@@ -59,6 +61,24 @@ def test_missing_values_and_a_constant_stretch_keep_scores_finite(broken):
     score = detector.score(series)
     assert np.isfinite(score).all()
     assert score.argmax() in (650, 651)
+
+
+def test_by_reconstruction_an_order_never_seen_scores_and_values_alone_do_not():
+    series = rhythm(1600)
+    series[1200:1220] = series[1200:1220][::-1]
+    settings = replace(SMALL, score="reconstruction", code=14)
+    detector = fit_detector(series[:800], seasons=(0,), smooth=10, settings=settings)
+    score = detector.score(series)
+    assert score[1200:1230].max() > 2 * max(detector.threshold, score[800:1200].max())
+    changed = series.copy()
+    changed[1300:] += 5
+    np.testing.assert_allclose(detector.score(changed)[:1300], score[:1300], atol=1e-9)
+
+
+@pytest.mark.parametrize("settings", [{"score": "surprise"}, {"window": 1}, {"code": 0}])
+def test_settings_out_of_range(settings):
+    with pytest.raises(ConfigError, match=f"detector.{next(iter(settings))}"):
+        DetectorConfig(**settings)
 
 
 def test_a_stretch_too_short_is_refused():

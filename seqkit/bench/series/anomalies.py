@@ -7,6 +7,7 @@ apart are one event. One taxi window (2 November 2014) holds the end of daylight
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,19 +91,20 @@ def baselines(folder: Path) -> Iterator[Row]:
         yield timed(f"NAB {name}", method, residual_metrics, series)
 
 
-def model_metrics(series: Labelled, seed: int, device: str) -> dict[str, float]:
-    """Surprise of a one-step model fitted to the quiet part, averaged over the last half day."""
+def model_metrics(series: Labelled, seed: int, device: str, score: str = "likelihood") -> dict[str, float]:
+    """Surprise of a one-step model fitted to the quiet part, or errors of a day's reconstruction, over half a day."""
     detector = fit_detector(
         series.values[: series.start], seasons=(0, series.day, 7 * series.day), smooth=series.day // 2,
-        settings=detector_config(series.day), seed=seed, device=device,
+        settings=replace(detector_config(series.day), score=score), seed=seed, device=device,
     )  # fmt: skip
-    score = detector.score(series.values)
-    return scored(series, score, {"quiet maximum": detector.threshold}) | {"season": detector.season}
+    found = scored(series, detector.score(series.values), {"quiet maximum": detector.threshold})
+    return found | {"season": detector.season}
 
 
 def models(folder: Path, device: str, seeds: Sequence[int]) -> Iterator[Row]:
-    """The detector on each series."""
+    """The detector on each series: by reconstruction, which knows no chance, and by likelihood."""
     for name in files.NAB_SERIES:
         series = load(folder, name)
+        yield timed(f"NAB {name}", "seqkit, reconstruction", model_metrics, series, 0, device, "reconstruction")
         for seed in seeds:
             yield timed(f"NAB {name}", "seqkit", model_metrics, series, seed, device, seed=seed)

@@ -11,6 +11,8 @@ Legend: B batch, L length, S segments, D channels, W taps, K chunks.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import triton
 import triton.language as tl
@@ -33,7 +35,7 @@ from seqkit.kernels.conv.tiles import (
     token_at,
 )
 from seqkit.kernels.triton_chunks import locate_positions, only_if
-from seqkit.kernels.triton_compiled import launch
+from seqkit.kernels.triton_compiled import launch_settled
 from seqkit.kernels.triton_launch import (
     CompileCase,
     Segments,
@@ -255,9 +257,20 @@ class _Call:
         self.segments = Segments(x, self.chunk, cu_seqlens)
         self.programs = self.segments.chunks * self.blocks if x.numel() else 0
 
-    def geometry(self) -> tuple:
+    @cached_property
+    def settings(self) -> tuple:
+        """What scalars and constants of a launch depend on, beside what its site knows."""
+        at = self.segments
+        lengths = at.length, at.per_row, at.count, at.packed, self.programs
+        return *lengths, self.D, self.W, self.chunk, self.silu, self.reverse
+
+    @property
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.segments.chunk_segment, self.segments.table
+
+    def geometry(self) -> tuple[int, ...]:
         spans = self.segments
-        return spans.chunk_segment, spans.table, spans.length, spans.per_row, spans.count, self.D, self.blocks
+        return spans.length, spans.per_row, spans.count, self.D, self.blocks
 
     def constants(self, steps: int) -> dict[str, int | bool]:
         return {
@@ -271,8 +284,8 @@ class _Call:
             "num_warps": 1,
         }
 
-    def state_geometry(self) -> tuple:
-        return self.segments.table, self.segments.length, self.segments.count, self.D, self.blocks
+    def state_geometry(self) -> tuple[int, ...]:
+        return self.segments.length, self.segments.count, self.D, self.blocks
 
     def state_constants(self) -> dict[str, int | bool]:
         return {"W": self.W, "BLOCK": BLOCK, "PACKED": self.segments.packed, "REVERSE": self.reverse, "num_warps": 1}
@@ -293,18 +306,20 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor]:
     call = _Call(*args)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     final = torch.empty((call.segments.count, call.W - 1, call.D), dtype=torch.float32, device=x.device)
+    strides = token_strides(x)
+
+    def settle():
+        return call.programs, (*call.geometry(), *strides), call.constants(FORWARD_STEPS)
+
+    def settle_states():
+        return call.segments.count * call.blocks, (*call.state_geometry(), *strides), call.state_constants()
+
     with guard(x):
+        key = call.settings, strides
         if call.programs:
-            launch(
-                conv_forward_kernel, call.programs,
-                x, call.entry, call.taps, call.bias, y, *call.geometry(), *token_strides(x),
-                **call.constants(FORWARD_STEPS),
-            )  # fmt: skip
+            launch_settled(conv_forward_kernel, key, settle, x, call.entry, call.taps, call.bias, y, *call.tables)
         if final.numel():
-            launch(
-                conv_state_kernel, call.segments.count * call.blocks,
-                x, call.entry, final, *call.state_geometry(), *token_strides(x), **call.state_constants(),
-            )  # fmt: skip
+            launch_settled(conv_state_kernel, key, settle_states, x, call.entry, final, call.segments.table)
     return y, final
 
 
@@ -334,20 +349,22 @@ def backward(
     dtaps, dbias = torch.empty((K, call.W, call.D), **options), torch.empty((K, call.D), **options)
     dentry = None if initial is None else torch.empty((call.segments.count, call.W - 1, call.D), **options)
     strides = *token_strides(dy), *token_strides(x), *token_strides(dx)
-    operands = x, call.entry, call.taps, call.bias
+    operands = dy, x, call.entry, call.taps, call.bias
+
+    def settle():
+        return call.programs, (*call.geometry(), *strides), {"ADD": add, **call.constants(BACKWARD_STEPS)}
+
+    def settle_states():
+        constants = {"SILU": call.silu, **call.state_constants()}
+        return call.segments.count * call.blocks, (*call.state_geometry(), *strides), constants
+
     with guard(x):
+        key = call.settings, add, strides
         if call.programs:
-            launch(
-                conv_gradient_kernel, call.programs,
-                dy, *operands, dx, dtaps, dbias, *call.geometry(), *strides, ADD=add,
-                **call.constants(BACKWARD_STEPS),
-            )  # fmt: skip
+            launch_settled(conv_gradient_kernel, key, settle, *operands, dx, dtaps, dbias, *call.tables)
         if call.segments.count and (dentry is not None or dfinal is not None):
-            launch(
-                conv_state_gradient_kernel, call.segments.count * call.blocks,
-                dy, *operands, dfinal, dx, dentry, *call.state_geometry(), *strides,
-                SILU=call.silu, **call.state_constants(),
-            )  # fmt: skip
+            results = dfinal, dx, dentry, call.segments.table
+            launch_settled(conv_state_gradient_kernel, key, settle_states, *operands, *results)
         dweight, dbias, _ = sum_over_chunks(dtaps, None if bias is None else dbias)
     return (
         dx,

@@ -15,7 +15,7 @@ import triton.language as tl
 from seqkit.kernels.devices import launch_row
 from seqkit.kernels.norm import sum_kernels
 from seqkit.kernels.norm.sum_kernels import gated_rms_norm_sum_backward, gated_rms_norm_sum_forward
-from seqkit.kernels.triton_compiled import launch
+from seqkit.kernels.triton_compiled import launch_settled
 from seqkit.kernels.triton_launch import CompileCase, ceil_div, guard, next_power, resident_programs
 from seqkit.kernels.triton_math import sigmoid
 
@@ -116,15 +116,20 @@ def norm_gradient_kernel(
     tl.store(dweight_ptr + (program // groups) * channels + d, dweight, mask=tl.arange(0, BLOCK) < size)
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """(R, D) view of (..., D); a copy only where the leading dimensions do not collapse into one stride."""
+def _rows(x: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
+    """(..., D) as rows, and their stride; a copy only where the leading dimensions do not collapse into one."""
+    if x is None:
+        return None, 0
+    if x.is_contiguous():
+        return x, x.shape[-1]
     flat = x.reshape(-1, x.shape[-1])
-    return flat if flat.stride(-1) == 1 or flat.shape[-1] == 1 else flat.contiguous()
+    flat = flat if flat.stride(-1) == 1 or flat.shape[-1] == 1 else flat.contiguous()
+    return flat, flat.stride(0)
 
 
-def _shape(x: torch.Tensor, size: int) -> dict[str, int]:
+def _shape(rows: int, size: int) -> dict[str, int]:
     block = next_power(size)
-    rows = max(1, min(TILE // block, next_power(x.shape[0])))
+    rows = max(1, min(TILE // block, next_power(rows)))
     return {"ROWS": rows, "BLOCK": block, "num_warps": min(16, max(4, block * rows // 1024))}
 
 
@@ -133,15 +138,16 @@ def _normalise(x, z, residual, weight, eps, size, gate_last, dtype=None) -> tupl
     total = torch.empty(0 if residual is None else x.shape, dtype=torch.float32, device=x.device)
     if not x.numel():
         return y, total
-    x_RD, z_RD, residual_RD = (None if t is None else _rows(t) for t in (x, z, residual))
-    shape, (R, D) = _shape(x_RD, size), x_RD.shape
+    D, operands, strides = x.shape[-1], *zip(*map(_rows, (x, z, residual)), strict=True)
+    R = x.numel() // D
+
+    def settle():
+        shape = _shape(R, size)
+        scalars = R, D, size, D // size, *strides, eps
+        return ceil_div(R, shape["ROWS"]) * (D // size), scalars, {**shape, "GATE_LAST": gate_last}
+
     with guard(x):
-        launch(
-            norm_kernel, ceil_div(R, shape["ROWS"]) * (D // size),
-            x_RD, z_RD, residual_RD, weight, y, total, R, D, size, D // size,
-            *(0 if t is None else t.stride(0) for t in (x_RD, z_RD, residual_RD)), eps,
-            GATE_LAST=gate_last, **shape,
-        )  # fmt: skip
+        launch_settled(norm_kernel, (R, D, size, strides, eps, gate_last), settle, *operands, weight, y, total)
     return y, total
 
 
@@ -151,21 +157,22 @@ def _differentiate(dy, dtotal, x, z, weight, out_dtype, with_residual, eps, size
     dresidual = torch.empty(x.shape if with_residual else 0, dtype=torch.float32, device=x.device)
     if not x.numel():
         return dx, dz, dresidual, torch.zeros_like(weight)
-    dy_RD, dtotal_RD, x_RD, z_RD = (None if t is None else _rows(t) for t in (dy, dtotal, x, z))
-    shape, (R, D) = _shape(x_RD, size), x_RD.shape
-    groups, row_blocks = D // size, ceil_div(R, shape["ROWS"])
+    D, operands, strides = x.shape[-1], *zip(*map(_rows, (dy, dtotal, x, z)), strict=True)
+    R = x.numel() // D
+    shape, groups = _shape(R, size), D // size
+    row_blocks = ceil_div(R, shape["ROWS"])
     at_once = launch_row(x).programs_per_multiprocessor(shape["num_warps"], REGISTERS)
     per_program = ceil_div(row_blocks, max(1, resident_programs(x, TURNS * at_once) // groups))
     runs = ceil_div(row_blocks, per_program)
     dweight = torch.empty((runs, D), dtype=torch.float32, device=x.device)
+
+    def settle():
+        return runs * groups, (R, D, size, groups, per_program, *strides, eps), {**shape, "GATE_LAST": gate_last}
+
+    results = dx, dz, dresidual if with_residual else None, dweight
     with guard(x):
-        launch(
-            norm_gradient_kernel, runs * groups,
-            dy_RD, dtotal_RD, x_RD, z_RD, weight, dx, dz, dresidual if with_residual else None, dweight,
-            R, D, size, groups, per_program,
-            *(0 if t is None else t.stride(0) for t in (dy_RD, dtotal_RD, x_RD, z_RD)), eps,
-            GATE_LAST=gate_last, **shape,
-        )  # fmt: skip
+        key = R, D, size, per_program, strides, eps, gate_last
+        launch_settled(norm_gradient_kernel, key, settle, *operands, weight, *results)
     return dx, dz, dresidual, dweight.sum(0).to(weight.dtype, copy=True)
 
 

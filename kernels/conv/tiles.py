@@ -89,11 +89,11 @@ def last_of(rows, COUNT: tl.constexpr, SKIP: tl.constexpr):
 
 
 @triton.jit
-def load_taps(taps_ptr, d, on_d, channels, W: tl.constexpr):
+def load_taps(weight_ptr, d, on_d, swd, sww, W: tl.constexpr):
     """The W weights of every channel, oldest input first."""
     taps = ()
     for w in tl.static_range(W):
-        taps = taps + (tl.load(taps_ptr + w * channels + d, mask=on_d, other=0.0),)
+        taps = taps + (tl.load(weight_ptr + d * swd + w * sww, mask=on_d, other=0.0).to(tl.float32),)
     return taps
 
 

@@ -54,8 +54,8 @@ VARYING = ["length", "per_row", "segments", "blocks"]
 
 @triton.jit(do_not_specialize=VARYING)
 def conv_forward_kernel(
-    x_ptr, entry_ptr, taps_ptr, bias_ptr, y_ptr, segment_ptr, table_ptr,
-    length, per_row, segments, channels, blocks, sxb, sxl: tl.constexpr,
+    x_ptr, entry_ptr, weight_ptr, bias_ptr, y_ptr, segment_ptr, table_ptr,
+    length, per_row, segments, channels, blocks, swd, sww, sxb, sxl: tl.constexpr,
     W: tl.constexpr, SILU: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
     PACKED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
@@ -67,7 +67,7 @@ def conv_forward_kernel(
     d, on_d = channels_of(program % blocks, channels, BLOCK)
     x_ptr += row * sxb + d
     y_ptr += row * length * channels + d
-    taps = load_taps(taps_ptr, d, on_d, channels, W)
+    taps = load_taps(weight_ptr, d, on_d, swd, sww, W)
     bias = tl.zeros((BLOCK,), tl.float32)
     if bias_ptr is not None:
         bias += tl.load(bias_ptr + d, mask=on_d, other=0.0)
@@ -105,8 +105,8 @@ def put_gradient(dx_ptr, at, value, mask, ADD: tl.constexpr):
 
 @triton.jit(do_not_specialize=VARYING)
 def conv_gradient_kernel(
-    dy_ptr, x_ptr, entry_ptr, taps_ptr, bias_ptr, dx_ptr, dtaps_ptr, dbias_ptr, segment_ptr, table_ptr,
-    length, per_row, segments, channels, blocks, sgb, sgl: tl.constexpr, sxb, sxl: tl.constexpr,
+    dy_ptr, x_ptr, entry_ptr, weight_ptr, bias_ptr, dx_ptr, dtaps_ptr, dbias_ptr, segment_ptr, table_ptr,
+    length, per_row, segments, channels, blocks, swd, sww, sgb, sgl: tl.constexpr, sxb, sxl: tl.constexpr,
     sob, sol: tl.constexpr,
     W: tl.constexpr, SILU: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
     PACKED: tl.constexpr, REVERSE: tl.constexpr, ADD: tl.constexpr,
@@ -121,7 +121,7 @@ def conv_gradient_kernel(
     dy_ptr += row * sgb + d
     x_ptr += row * sxb + d
     dx_ptr += row * sob + d
-    taps = load_taps(taps_ptr, d, on_d, channels, W)
+    taps = load_taps(weight_ptr, d, on_d, swd, sww, W)
     bias = tl.zeros((BLOCK,), tl.float32)
     if bias_ptr is not None:
         bias += tl.load(bias_ptr + d, mask=on_d, other=0.0)
@@ -200,8 +200,8 @@ def conv_state_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def conv_state_gradient_kernel(
-    dy_ptr, x_ptr, entry_ptr, taps_ptr, bias_ptr, dfinal_ptr, dx_ptr, dentry_ptr, table_ptr,
-    length, segments, channels, blocks, sgb, sgl: tl.constexpr, sxb, sxl: tl.constexpr,
+    dy_ptr, x_ptr, entry_ptr, weight_ptr, bias_ptr, dfinal_ptr, dx_ptr, dentry_ptr, table_ptr,
+    length, segments, channels, blocks, swd, sww, sgb, sgl: tl.constexpr, sxb, sxl: tl.constexpr,
     sob, sol: tl.constexpr,
     W: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
@@ -212,7 +212,7 @@ def conv_state_gradient_kernel(
     dy_ptr += row * sgb + d
     x_ptr += row * sxb + d
     dx_ptr += row * sob + d
-    taps = load_taps(taps_ptr, d, on_d, channels, W)
+    taps = load_taps(weight_ptr, d, on_d, swd, sww, W)
     bias = tl.zeros((BLOCK,), tl.float32)
     if bias_ptr is not None:
         bias += tl.load(bias_ptr + d, mask=on_d, other=0.0)
@@ -245,8 +245,7 @@ class _Call:
     """Operands as the kernels read them, and what their launches have in common."""
 
     def __init__(self, x, weight, bias, initial_state, cu_seqlens, activation, reverse):
-        self.x, (self.D, self.W) = x, weight.shape
-        self.taps = weight.t().to(torch.float32).contiguous()
+        self.x, self.weight, (self.D, self.W) = x, weight, weight.shape
         self.bias = None if bias is None else bias.to(torch.float32).contiguous()
         self.entry = None if initial_state is None else initial_state.to(torch.float32).contiguous()
         self.silu, self.reverse = activation == "silu", reverse
@@ -309,15 +308,16 @@ def forward(*args) -> tuple[torch.Tensor, torch.Tensor]:
     strides = token_strides(x)
 
     def settle():
-        return call.programs, (*call.geometry(), *strides), call.constants(FORWARD_STEPS)
+        scalars = *call.geometry(), *weight.stride(), *strides
+        return call.programs, scalars, call.constants(FORWARD_STEPS)
 
     def settle_states():
         return call.segments.count * call.blocks, (*call.state_geometry(), *strides), call.state_constants()
 
     with guard(x):
-        key = call.settings, strides
+        key = call.settings, weight.stride(), strides
         if call.programs:
-            launch_settled(conv_forward_kernel, key, settle, x, call.entry, call.taps, call.bias, y, *call.tables)
+            launch_settled(conv_forward_kernel, key, settle, x, call.entry, call.weight, call.bias, y, *call.tables)
         if final.numel():
             launch_settled(conv_state_kernel, key, settle_states, x, call.entry, final, call.segments.table)
     return y, final
@@ -349,17 +349,19 @@ def backward(
     dtaps, dbias = torch.empty((K, call.W, call.D), **options), torch.empty((K, call.D), **options)
     dentry = None if initial is None else torch.empty((call.segments.count, call.W - 1, call.D), **options)
     strides = *token_strides(dy), *token_strides(x), *token_strides(dx)
-    operands = dy, x, call.entry, call.taps, call.bias
+    operands = dy, x, call.entry, call.weight, call.bias
 
     def settle():
-        return call.programs, (*call.geometry(), *strides), {"ADD": add, **call.constants(BACKWARD_STEPS)}
+        scalars = *call.geometry(), *weight.stride(), *strides
+        return call.programs, scalars, {"ADD": add, **call.constants(BACKWARD_STEPS)}
 
     def settle_states():
         constants = {"SILU": call.silu, **call.state_constants()}
-        return call.segments.count * call.blocks, (*call.state_geometry(), *strides), constants
+        scalars = *call.state_geometry(), *weight.stride(), *strides
+        return call.segments.count * call.blocks, scalars, constants
 
     with guard(x):
-        key = call.settings, add, strides
+        key = call.settings, weight.stride(), add, strides
         if call.programs:
             launch_settled(conv_gradient_kernel, key, settle, *operands, dx, dtaps, dbias, *call.tables)
         if call.segments.count and (dentry is not None or dfinal is not None):

@@ -117,6 +117,18 @@ def mamba1_inner(t: Tensors) -> tuple[Tensor, ...]:
     return (linear(y, t["out_weight"]),)
 
 
+def mamba2_inner(t: Tensors) -> tuple[Tensor, ...]:
+    """The same for Mamba-2; one group."""
+    linear, (channels, mixed) = torch.nn.functional.linear, (t["norm_weight"].shape[0], t["conv_weight"].shape[0])
+    z, u, dt = linear(t["x"], t["in_weight"]).split([channels, mixed, t["A"].shape[0]], dim=-1)
+    (u,) = causal_conv({"x": u, "weight": t["conv_weight"], "bias": t["conv_bias"]})
+    x, B, C = u.split([channels, (mixed - channels) // 2, (mixed - channels) // 2], dim=-1)
+    scanned = {"x": x.unflatten(2, (t["A"].shape[0], -1)), "dt": dt, "B": B.unsqueeze(2), "C": C.unsqueeze(2)}
+    (y,) = ssd_scan({**scanned, **{name: t[name] for name in ("A", "D", "dt_bias")}})
+    (y,) = gated_rms_norm({"x": y.flatten(2), "z": z, "weight": t["norm_weight"]})
+    return (linear(y, t["out_weight"]),)
+
+
 def attention(t: Tensors, rows: Tensor) -> tuple[Tensor, ...]:
     """Y (B, H, l, P) of the sampled queries, which stand at ``rows``."""
     scores = t["q"] @ t["k"].transpose(2, 3) / math.sqrt(t["q"].shape[-1])

@@ -14,6 +14,7 @@ import torch
 from seqkit.kernels import dispatch
 from seqkit.kernels.bench.measure import Runner
 from seqkit.kernels.bench.operations import OPERATIONS, Draw
+from seqkit.kernels.bench.providers import SCANS
 from seqkit.kernels.bench.suites import Case
 
 LENGTH = 4096
@@ -22,7 +23,7 @@ LENGTH = 4096
 def in_this_process(op: str, seed: int) -> dict[str, float]:
     """Seconds of the first forward and of the first backward pass, after imports and the start of CUDA."""
     case = Case(op, {**OPERATIONS[op].gpu, "L": LENGTH})
-    dispatch.implementation("selective_scan" if op == "mamba1_inner" else op, "triton")  # imports Triton
+    dispatch.implementation(SCANS.get(op, op), "triton")  # imports Triton
     operands = OPERATIONS[op].operands(case.sizes, Draw(torch.bfloat16, torch.device("cuda"), seed))
     runner = Runner(case, "triton", operands)
     torch.cuda.synchronize()

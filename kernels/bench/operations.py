@@ -185,6 +185,22 @@ def _inner_operands(s: Sizes, draw: Draw) -> Tensors:
     }
 
 
+def _mamba2_operands(s: Sizes, draw: Draw) -> Tensors:
+    M, E = s["M"], 2 * s["M"]
+    H, mixed = E // s["P"], E + 2 * s["N"]
+    return {
+        "x": draw.normal(s["B"], s["L"], M),
+        "in_weight": draw.normal(E + mixed + H, M) * M**-0.5,
+        "conv_weight": draw.normal(mixed, s["W"]) * s["W"] ** -0.5,
+        "conv_bias": draw.wide(mixed) * 0.1,
+        "dt_bias": draw.uniform(-4.6, -2.3, H),
+        "A": -draw.uniform(1.0, 16.0, H),
+        "D": torch.ones(H, device=draw.device),
+        "norm_weight": draw.uniform(0.5, 1.5, E),
+        "out_weight": draw.normal(M, E) * E**-0.5,
+    }
+
+
 def _attention_operands(s: Sizes, draw: Draw) -> Tensors:
     shape = s["B"], s["H"], s["L"], s["P"]
     return {name: draw.normal(*shape) for name in ("q", "k", "v")}
@@ -224,6 +240,13 @@ def _inner_work(s: Sizes, size: int) -> tuple[Work, Work]:
     weights = M * 2 * D + D * (s["R"] + 2 * s["N"]) + s["R"] * D + D * M
     one = Work(2 * tokens * M * size, tokens * D * s["N"], 2.0 * tokens * weights)
     return one, Work(5 * tokens * M * size, 2 * one.exponentials, 3 * one.operations)
+
+
+def _mamba2_work(s: Sizes, size: int) -> tuple[Work, Work]:
+    tokens, M, E = s["B"] * s["L"], s["M"], 2 * s["M"]
+    weights = M * (2 * E + 2 * s["N"] + E // s["P"]) + E * M
+    one = Work(2 * tokens * M * size, 0, 2.0 * tokens * (weights + 2 * E * s["N"]))
+    return one, Work(5 * tokens * M * size, 0, 3 * one.operations)
 
 
 def _attention_work(s: Sizes, size: int) -> tuple[Work, Work]:
@@ -293,6 +316,17 @@ OPERATIONS = {
         {"B": 1, "M": 512, "N": 16, "W": 4, "R": 32, "slab": 0, "L": 1_048_576},
         (1024, 4096, 16_384),
         roundings=5,  # projection, convolution, projection, scan, projection
+    ),
+    "mamba2_inner": Operation(
+        _mamba2_operands,
+        ("y",),
+        _inner_sample,
+        lambda t, sample: tuple(y[:, -len(sample["y"][0][1]) :] for y in exact.mamba2_inner(t)),
+        _mamba2_work,
+        {"B": 1, "M": 128, "P": 64, "N": 64, "W": 4, "slab": 0},
+        {"B": 1, "M": 256, "P": 64, "N": 64, "W": 4, "slab": 0, "L": 1_048_576},
+        (1024, 4096, 16_384),
+        roundings=10,  # projection, convolution, scan, norm, projection, and back; few heads make no mean
     ),
     "attention": Operation(
         _attention_operands,

@@ -26,6 +26,7 @@ PACKAGES = {  # provider -> (module, distribution)
     "flash-linear-attention": ("fla", "flash-linear-attention"),
     "mambapy": ("mambapy", "mambapy"),
 }
+SCANS = {"mamba1_inner": "selective_scan", "mamba2_inner": "ssd_scan"}  # inside an op of several
 # beyond this many tokens they take minutes, or keep every hidden state several times over
 LONGEST = {"mambapy": 16_384, "reference": {"cpu": 1 << 40, "cuda": 4096}}
 
@@ -65,8 +66,7 @@ def chosen(provider: str) -> Iterator[None]:
 def available(op: str, provider: str, device: str) -> bool:
     """Whether a provider can run an op on this machine."""
     if provider == "triton":
-        scan = "selective_scan" if op == "mamba1_inner" else op
-        return device == "cuda" and scan in dispatch.PROVIDERS["triton"] and dispatch.triton_installed()
+        return device == "cuda" and SCANS.get(op, op) in dispatch.PROVIDERS["triton"] and dispatch.triton_installed()
     if provider in PACKAGES and importlib.util.find_spec(PACKAGES[provider][0]) is None:
         return False
     return device == "cuda" or provider in ("reference", "mambapy", "sdpa")
@@ -163,6 +163,10 @@ def _inner(t: Tensors, s: Sizes) -> tuple[Tensor, ...]:
     return (kernels.selective_inner(**t, slab=s["slab"] or None)[0],)
 
 
+def _mamba2(t: Tensors, s: Sizes) -> tuple[Tensor, ...]:
+    return (kernels.ssd_inner(**t, slab=s["slab"] or None, keep=not s["slab"])[0],)
+
+
 def _inner_mamba_ssm(t: Tensors, s: Sizes) -> tuple[Tensor, ...]:
     from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn
 
@@ -216,6 +220,7 @@ PROVIDERS: dict[str, dict[str, Implementation]] = {
         "mamba_ssm": Implementation(_inner_mamba_ssm),
         "mambapy": Implementation(_inner_mambapy),
     },
+    "mamba2_inner": _ours(_mamba2),
     "attention": {"sdpa": Implementation(_attention)},
 }
 NAMES = tuple(dict.fromkeys(name for providers in PROVIDERS.values() for name in providers))

@@ -25,8 +25,10 @@ TINY = {
     "rms_norm": {"B": 2, "D": 7, "L": 300},
     "gated_rms_norm": {"B": 2, "D": 7, "L": 300},
     "mamba1_inner": {"B": 1, "M": 6, "N": 3, "W": 4, "R": 2, "slab": 0, "L": 300},
+    "mamba2_inner": {"B": 1, "M": 24, "P": 4, "N": 3, "W": 4, "slab": 0, "L": 300},
     "attention": {"B": 2, "H": 2, "P": 8, "L": 300},
 }
+INNER = {"mamba1_inner": kernels.selective_inner, "mamba2_inner": kernels.ssd_inner}
 CPU = torch.device("cpu")
 BEST = ceilings.Ceilings(copy_gb_s=100.0, exp2_g_s=10.0, matmul_tflop_s=1.0)
 
@@ -40,10 +42,9 @@ def from_oracle(op, t):
         return (torch.nn.functional.scaled_dot_product_attention(t["q"], t["k"], t["v"], is_causal=True),)
     if op in ("rms_norm", "gated_rms_norm"):
         return oracle.ORACLES[op](t, {})
-    if op != "mamba1_inner":
-        settings = {"delta_softplus": True, "dt_softplus": True, "activation": "silu"}
-        return oracle.ORACLES[op](t, settings)[:1]
-    return (kernels.selective_inner(**t)[0],)
+    if op in INNER:
+        return (INNER[op](**t)[0],)
+    return oracle.ORACLES[op](t, {"delta_softplus": True, "dt_softplus": True, "activation": "silu"})[:1]
 
 
 @pytest.mark.parametrize("op", OPERATIONS)
@@ -224,7 +225,8 @@ def test_the_suite_holds_the_shapes_that_the_work_is_judged_by():
     assert ("selective_scan", "float32", 1, 512, 131_072) in rows
     assert {c.sizes["L"] for c in TARGETS if c.op == "ssd_scan"} == {1024, 8192, 131_072, 1 << 20, 1 << 22}
     assert rows >= {(op, "bfloat16", 1, 1024, 1 << 20) for op in ("causal_conv", "rms_norm", "gated_rms_norm")}
-    assert {c.sizes["slab"] > 0 for c in TARGETS if c.op == "mamba1_inner" and c.sizes["M"] == 512} == {True, False}
+    for op in INNER:
+        assert {c.sizes["slab"] > 0 for c in TARGETS if c.op == op and c.sizes["M"] == 512} == {True, False}
     assert all(OPERATIONS[c.op].gpu.keys() == c.sizes.keys() for c in TARGETS)
 
 

@@ -1,6 +1,6 @@
-"""Gradients of parameters from the shares of chunks: one launch where sums, masks and transposed copies took six.
+"""Gradients that several programs have a share in: one launch for what sums, masks, casts and copies took six.
 
-Legend: K chunks, D channels, N states of a channel (of a convolution: its taps).
+Legend: K chunks, D channels, N states of a channel (of a convolution: its taps), B batch, L length, G groups.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 
 from seqkit.kernels.triton_compiled import launch_settled
-from seqkit.kernels.triton_launch import INTERPRETED, CompileCase, ceil_div
+from seqkit.kernels.triton_launch import INTERPRETED, CompileCase, ceil_div, next_power
 
 BLOCK = 32  # channels of a program: whole lines of memory
 ROWS = 4 if INTERPRETED else 64  # chunks on their way at once
+NUMBERS = 64 if INTERPRETED else 2048  # of B and of C, that a program sums
 
 
 @triton.jit
@@ -71,6 +72,58 @@ def sum_over_chunks(
     return dstates, *vectors
 
 
+@triton.jit(do_not_specialize=["rows", "length", "shares"])
+def share_sum_kernel(
+    shares_ptr, dB_ptr, dC_ptr, rows, length, groups, shares, s_share, s_which, s_row, sBb, sBl, sBg, sCb, sCl, sCg,
+    N: tl.constexpr, NP: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows of N numbers of both, in the dtype and the place of the gradients."""
+    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    n = tl.arange(0, NP)[None, :]
+    on = (r < rows)[:, None] & (n < N)
+    at = shares_ptr + (r * s_row)[:, None] + n
+    b, c = tl.zeros((ROWS, NP), tl.float32), tl.zeros((ROWS, NP), tl.float32)
+    for _ in range(shares):
+        b += tl.load(at, mask=on, other=0.0)
+        c += tl.load(at + s_which, mask=on, other=0.0)
+        at += s_share
+    g, token, row = r % groups, r // groups % length, r // groups // length
+    dB_ptr += (row * sBb + token * sBl + g * sBg)[:, None] + n
+    dC_ptr += (row * sCb + token * sCl + g * sCg)[:, None] + n
+    tl.store(dB_ptr, b.to(dB_ptr.dtype.element_ty), mask=on)
+    tl.store(dC_ptr, c.to(dC_ptr.dtype.element_ty), mask=on)
+
+
+def sum_shares(
+    shares: torch.Tensor, count: int, strides: tuple[int, int, int], dB_BLGN: torch.Tensor, dC_BLGN: torch.Tensor
+) -> None:
+    """Write the gradients of B and C, sums of ``count`` float32 shares each.
+
+    Args:
+        shares: Where they lie.
+        count: Shares of each.
+        strides: From share to share, from B's to C's, and from one (token, group) to the next.
+        dB_BLGN: Receives that of B; last dimension contiguous.
+        dC_BLGN: Receives that of C.
+    """
+    _, length, groups, N = dB_BLGN.shape
+    rows, places = dB_BLGN.numel() // N, (*dB_BLGN.stride()[:3], *dC_BLGN.stride()[:3])
+
+    def settle():
+        padded = next_power(N)
+        height = max(1, NUMBERS // padded)
+        scalars = rows, length, groups, count, *strides, *places
+        return ceil_div(rows, height), scalars, {"N": N, "NP": padded, "ROWS": height, "num_warps": 4}
+
+    if rows:
+        key = rows, length, groups, N, count, strides, places
+        launch_settled(share_sum_kernel, key, settle, shares, dB_BLGN, dC_BLGN)
+
+
 def compile_cases() -> dict[str, CompileCase]:
-    """The one kernel, with everything there is to sum."""
-    return {"chunk_sum_kernel": CompileCase(chunk_sum_kernel, {"N": 16, "ROWS": ROWS, "BLOCK": BLOCK})}
+    """Both kernels, with everything there is to sum."""
+    types = {"dB_ptr": "*bf16", "dC_ptr": "*bf16"}
+    return {
+        "chunk_sum_kernel": CompileCase(chunk_sum_kernel, {"N": 16, "ROWS": ROWS, "BLOCK": BLOCK}),
+        "share_sum_kernel": CompileCase(share_sum_kernel, {"N": 16, "NP": 16, "ROWS": NUMBERS // 16}, types=types),
+    }

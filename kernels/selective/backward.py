@@ -42,7 +42,7 @@ from seqkit.kernels.triton_compiled import launch_settled
 from seqkit.kernels.triton_lanes import add_lane_sums, lane_sum_places
 from seqkit.kernels.triton_launch import INTERPRETED, ceil_div, guard, next_power, resident_programs, rows_contiguous
 from seqkit.kernels.triton_math import LN_2, exp2, prefetch, sigmoid, widen
-from seqkit.kernels.triton_sums import sum_over_chunks
+from seqkit.kernels.triton_sums import sum_over_chunks, sum_shares
 
 ADJOINT_BLOCK = 64  # channels of a program
 GRADIENT_BLOCK = 32
@@ -389,12 +389,12 @@ def _sets(blocks: int, chunks: int, resident: int) -> int:
     return next(sets for sets in range(1, blocks + 1) if rounds(sets) <= 1.1 * best)
 
 
-def _gradients(call: Call, dy, starts, adjoints, outputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Write the gradients of the tokens; returns those of B and C (2, B, L, G, N), of D and of the bias (K, D)."""
-    u, (du, ddelta, dz, y) = call.u, outputs
+def _gradients(call: Call, dy, starts, adjoints, outputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write the gradients of the tokens; returns the chunks' shares (K, D) in those of D and of the bias."""
+    u, (du, ddelta, dB, dC, dz, y) = call.u, outputs
     (batch, length), K = u.shape[:2], call.segments.chunks
     if not u.numel():
-        return u.new_zeros((2, *call.B.shape)), *call.A.new_zeros((2, 1, call.D))
+        return call.A.new_zeros((2, 1, call.D)).unbind(0)
     block, held = GRADIENT_BLOCK, launch_row(u).programs_per_multiprocessor(warps_for(call.N), GRADIENT_REGISTERS)
     resident = resident_programs(u, held)
     sets = _sets(call.blocks(block), K * call.G, resident)
@@ -413,8 +413,8 @@ def _gradients(call: Call, dy, starts, adjoints, outputs) -> tuple[torch.Tensor,
     results = du, ddelta, dz, y, sums, vectors[0], vectors[1]
     key = call.settings, batch, sets, call.B.dtype, call.C.dtype, strides
     launch_settled(gradient_kernel, key, settle, *operands, *results, *call.tables)
-    total = sums[0] if sets == 1 else sums.sum(0)
-    return total.movedim(3, 0), *vectors
+    sum_shares(sums, sets, (sums.stride(0), call.N, 2 * call.N), dB, dC)
+    return vectors.unbind(0)
 
 
 def backward(
@@ -442,18 +442,20 @@ def backward(
             into[name] if name in into else None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
         )
 
-    du, ddelta, dz, y = target("du", u), target("ddelta", delta), target("dz", z), into.get("y")
+    du, ddelta, dB, dC, dz = (
+        target(name, x) for name, x in (("du", u), ("ddelta", delta), ("dB", B), ("dC", C), ("dz", z))
+    )
     with guard(u):
         adjoints, dentry = _adjoints(call, dy, None if dfinal is None else dfinal.float().contiguous())
-        (dB, dC), *vectors = _gradients(call, dy, starts_KND, adjoints, (du, ddelta, dz, y))
+        vectors = _gradients(call, dy, starts_KND, adjoints, (du, ddelta, dB, dC, dz, into.get("y")))
         shares = (None if x is None else share for x, share in zip((D, delta_bias), vectors, strict=True))
         dA, dD, dbias = sum_over_chunks(adjoints if u.numel() else adjoints[:0], *shares, A_ND=call.A)
     return (
         du,
         ddelta,
         dA.to(A.dtype),
-        into["dB"].copy_(dB) if "dB" in into else dB.to(B.dtype, copy=True),
-        into["dC"].copy_(dC) if "dC" in into else dC.to(C.dtype, copy=True),
+        dB,
+        dC,
         None if D is None else dD.to(D.dtype),
         dz,
         None if delta_bias is None else dbias.to(delta_bias.dtype),

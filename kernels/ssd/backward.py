@@ -33,6 +33,7 @@ from seqkit.kernels.ssd.tiles import (
 from seqkit.kernels.triton_chunks import locate_chunk, only_if
 from seqkit.kernels.triton_compiled import launch_settled
 from seqkit.kernels.triton_launch import ceil_div, guard, rows_contiguous
+from seqkit.kernels.triton_sums import sum_shares
 
 WEIGHT_PROGRAMS = 512  # chunks x blocks of heads that fill a device; fewer chunks split the heads of a group
 
@@ -285,7 +286,8 @@ def _weights(call: Call, dy, steps, scratch, dB, dC, decays, blocks: int, width:
 def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients, states=None) -> None:
     """Fill ``grads``, slab by slab; ``states`` are those at all chunk starts, if they are there."""
     blocks, width = _head_blocks(call)
-    dB, dC = (grads.B[None], grads.C[None]) if blocks == 1 else call.new(2, blocks, *call.B.shape).unbind(0)
+    shares = None if blocks == 1 else call.new(2, blocks, *call.B.shape)
+    dB, dC = (grads.B[None], grads.C[None]) if blocks == 1 else shares.unbind(0)
     slab, filled = call.scratch_spans, states is not None
     room = call.new(1 if filled else 2, slab, call.states_per_span, dtype=call.scratch_dtype)
     scratch = (states if filled else room[1], room[0])
@@ -294,8 +296,7 @@ def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients,
         _walks(call, dy, starts, adjoints, steps, grads, scratch, filled, base, spans)
         _weights(call, dy, steps, scratch, dB, dC, grads.decays, blocks, width, base, spans)
     if blocks > 1:
-        grads.B.copy_(dB.sum(0))
-        grads.C.copy_(dC.sum(0))
+        sum_shares(shares, blocks, (shares.stride(1), shares.stride(0), call.N), grads.B, grads.C)
     strides = *call.raw.stride()[:2], *grads.dt.stride()[:2]
 
     def settle():

@@ -42,7 +42,7 @@ def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "29 passed" in done.stdout
+    assert "33 passed" in done.stdout
 
 
 @inside
@@ -179,6 +179,24 @@ def test_sum_of_gated_norms(scans):
         results.append([y, given, *xs, dz, *dweights])
     for ours, want in zip(*results, strict=True):
         assert_close("sum", ours, want.double(), TOLERANCES[torch.float32])
+
+
+@inside
+@pytest.mark.parametrize(("count", "shape"), [(1, (1, 5, 1, 3)), (3, (2, 9, 2, 16))])
+@pytest.mark.parametrize("together", [False, True])
+def test_sums_of_shares(count, shape, together):
+    from seqkit.kernels.triton_sums import sum_shares
+
+    N = shape[3]
+    shares = torch.randn((count, *shape[:3], 2, N) if together else (2, count, *shape))
+    strides = (shares.stride(0), N, 2 * N) if together else (shares.stride(1), shares.stride(0), N)
+    wide = torch.zeros(*shape[:3], 2 * N + 1)
+    dB, dC = wide[..., :N], torch.empty(shape, dtype=torch.float16)
+    sum_shares(shares, count, strides, dB, dC)
+    B, C = shares.unbind(4) if together else shares.unbind(0)
+    torch.testing.assert_close(dB, B.sum(0))
+    torch.testing.assert_close(dC, C.sum(0).half())
+    assert not wide[..., N:].any()
 
 
 @inside

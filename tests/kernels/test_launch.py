@@ -297,7 +297,7 @@ def varied(op):
 
 @pytest.mark.parametrize(
     ("op", "sites"),
-    [("selective_scan", 6), ("ssd_scan", 7), ("causal_conv", 5), ("rms_norm", 2), ("gated_rms_norm", 2)],
+    [("selective_scan", 7), ("ssd_scan", 8), ("causal_conv", 5), ("rms_norm", 2), ("gated_rms_norm", 2)],
 )
 def test_keys_of_a_site_determine_what_it_settles(launched, monkeypatch, op, sites):
     monkeypatch.setattr(dispatch, "provider_for", lambda op, *operands: "triton")

@@ -29,12 +29,14 @@ def test_taxi(shared_data):
     assert adaptive["coverage95"] == pytest.approx(0.95, abs=0.03)
 
 
-def test_a_taxi_model_begins_at_the_ridge_in_rides(shared_data, monkeypatch):
-    monkeypatch.setattr(taxi, "SETTINGS", replace(taxi.SETTINGS, epochs=0))
-    y, origins = taxi.load(shared_data)
-    found = taxi.scored(origins, *taxi.model_quantiles(y, 0, "cpu"))
-    assert found["mae"] == pytest.approx(2149, rel=0.02)
-    assert found["coverage95"] > 0.85
+def test_a_taxi_model_forecasts_from_the_same_origins(shared_data, monkeypatch):
+    quick = {"trainer": {"threads": 1, "max_epochs": 1}, "data": {"windows_per_epoch": 64}}
+    monkeypatch.setattr(taxi, "SETTINGS", quick)
+    times, y, _ = files.nab(shared_data, "nyc_taxi")
+    origins = taxi.load(shared_data)[1]
+    found = taxi.scored(origins, *taxi.model_quantiles(times, y, 0, "cpu"))
+    assert found["mae"] == pytest.approx(2149, rel=0.05)  # it begins at the ridge
+    assert found["coverage80"] < 0.9 < found["coverage95"]
 
 
 def test_m4_hourly_by_the_organizers_rules(shared_data):

@@ -9,26 +9,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seqkit.backbones import BackboneConfig
 from seqkit.bench.series import files
 from seqkit.bench.series.rows import LEVELS, RATES, Row, adaptive, distribution_metrics, timed
-from seqkit.bench.series.train import Settings, WindowSet, forecast, train
 from seqkit.tasks import series_metrics as metrics
-from seqkit.tasks.base import OptimConfig
 from seqkit.tasks.series_baselines import (
     conformal_quantiles,
     naive,
     seasonal_naive,
     seasonal_naive_quantiles,
 )
-from seqkit.tasks.series_encoder import TokenConfig
 from seqkit.tasks.series_linear import fit_linear, windows
-from seqkit.tasks.series_net import ForecastNetConfig
 
 FILES = ("nyc_taxi.csv", files.WINDOWS)
 HORIZON, DAY, WEEK = 48, 48, 336
@@ -100,39 +95,41 @@ def baselines(folder: Path) -> Iterator[Row]:
         yield timed("NAB taxi", f"nlinear ridge {lookback}{kind}", ridge, y, origins, lookback, rate)
 
 
-SETTINGS = Settings(
-    model=BackboneConfig(
-        d_model=32, layout="mamba2*2", d_state=16, headdim=16, dropout=0.1, vocab_size=0, n_channels=1
-    ),
-    tokens=TokenConfig(kind="patch", patch=8),
-    net=ForecastNetConfig(head="quantile", norm="last", dropout=0.1),
-    optim=OptimConfig(lr=2e-3, weight_decay=0.05),
-    epochs=10,
-    patience=10,
-    batch=32,
-)
-"""Those of ``seqkit fit --task forecast``, but all epochs are run: validation errs before it gains here."""
+SETTINGS: dict[str, dict[str, Any]] = {"trainer": {"threads": 1}}
+"""Beyond the defaults of :class:`seqkit.Forecaster`, calendar among them."""
+PERCENT = (95, 80, 60, 40, 20)
+"""Intervals that hold the levels."""
 
 
-def model_quantiles(y: NDArray, seed: int, device: str) -> tuple[NDArray, NDArray]:
-    """Median (43, 48) and quantiles of a model that saw what the ridge saw, but is not fitted again to all of it."""
-    loc, scale = y[:VALIDATION].mean(), y[:VALIDATION].std()
-    parts = (y[:VALIDATION], y[VALIDATION - WEEK : TEST], y[TEST - WEEK :])
-    strides = (1, 1, HORIZON)
-    training, validation, test = (
-        WindowSet([(part - loc) / scale], WEEK, HORIZON, stride=stride, loc=loc, scale=scale)
-        for part, stride in zip(parts, strides, strict=True)
-    )
-    _, median, quantiles = forecast([train(SETTINGS, training, validation, seed, device)], test, LEVELS)
-    return median, quantiles
+def model_quantiles(times: NDArray, y: NDArray, seed: int, device: str) -> tuple[NDArray, NDArray]:
+    """Median (43, 48) and quantiles of a forecaster, trained and calibrated on the rows the ridge chose its penalty on.
+
+    Args:
+        times: Seconds.
+        y: The whole series.
+        seed: Of the model.
+        device: Where to train.
+    """
+    import polars as pl
+
+    from seqkit import Forecaster
+
+    frame = pl.DataFrame({"ds": pl.Series(times * 1000).cast(pl.Datetime("ms")), "y": y})
+    model = Forecaster(h=HORIZON, freq="30m", lookback=WEEK, seed=seed, device=device, **SETTINGS)
+    origins = (len(y) - TEST) // HORIZON
+    rows = model.cross_validation(frame, n_windows=origins, level=PERCENT, val_size=TEST - VALIDATION)
+    names = [f"seqkit-lo-{p}" for p in PERCENT] + ["seqkit"] + [f"seqkit-hi-{p}" for p in reversed(PERCENT)]
+    quantiles = rows.select(names).to_numpy().reshape(origins, HORIZON, len(LEVELS))
+    return quantiles[..., len(LEVELS) // 2], quantiles
 
 
 def models(folder: Path, device: str, seeds: Sequence[int]) -> Iterator[Row]:
-    """A week of patches over the NLinear ridge; intervals fixed and adaptive."""
+    """The forecaster as it comes; intervals fixed and adaptive."""
     y, origins = load(folder)
+    times = files.nab(folder, "nyc_taxi")[0]
     for seed in seeds:
         begun = time.perf_counter()
-        median, quantiles = model_quantiles(y, seed, device)
+        median, quantiles = model_quantiles(times, y, seed, device)
         seconds = time.perf_counter() - begun
         for kind, rate in RATES.items():
             found = scored(origins, median, adaptive(origins.future, quantiles, rate))

@@ -18,7 +18,8 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     if SHARED_DATA.is_dir():  # one of them reads a public record where there is one
         monkeypatch.setenv("SEQKIT_DATA", str(SHARED_DATA))
     notebook, nbclient = read(path), pytest.importorskip("nbclient")
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    options = {"timeout": 120, "shutdown_kernel": "immediate"}  # a graceful end takes seconds a notebook
+    nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}, **options).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs or "assert" in cell.source for cell in code)
     assert [output.text for cell in code for output in cell.outputs if output.get("name") == "stderr"] == []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 from seqkit.kernels.triton_launch import INTERPRETED
 
@@ -78,9 +79,51 @@ def softplus(x):
 
 
 @triton.jit
+def softplus_float64(x):
+    """log(1 + exp(x)) of float64 numbers; on a device the bits of PyTorch's."""
+    e = tl.minimum(x, 50.0)
+    if APPROXIMATE:
+        e = libdevice.log1p(libdevice.exp(e))
+    else:
+        e = tl.log(1.0 + tl.exp(e))
+    return tl.where(x > 50.0, x, e)
+
+
+@triton.jit
+def tanh_float64(x):
+    """Hyperbolic tangent of float64 numbers; on a device the bits of PyTorch's."""
+    if APPROXIMATE:
+        return libdevice.tanh(x)
+    else:
+        return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+
+
+@triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x)); 0 where exp(-x) overflows."""
     return reciprocal(1.0 + exp2(x * -LOG2_E))
+
+
+@triton.jit
+def cosine(x):
+    """cos(x) to an absolute 6e-7 for x in [-pi, pi]."""
+    if APPROXIMATE:
+        return tl.inline_asm_elementwise(
+            "cos.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return tl.cos(x)
+
+
+@triton.jit
+def sine(x):
+    """sin(x) to an absolute 6e-7 for x in [-pi, pi]."""
+    if APPROXIMATE:
+        return tl.inline_asm_elementwise(
+            "sin.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return tl.sin(x)
 
 
 @triton.jit

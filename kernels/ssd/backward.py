@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from seqkit.kernels.ssd.forward import Kept, chain, gated, outputs, summaries, sweep
+from seqkit.kernels.ssd.rotation import STILL, rotated_tile, turns_of
 from seqkit.kernels.ssd.tiles import (
     GEOMETRY,
     Call,
@@ -23,6 +24,7 @@ from seqkit.kernels.ssd.tiles import (
     decay_of,
     head_at,
     matmul,
+    near_rows,
     put_token_tile,
     scratch_tile,
     state_tile,
@@ -40,17 +42,20 @@ WEIGHT_PROGRAMS = 512  # chunks x blocks of heads that fill a device; fewer chun
 
 @triton.jit(do_not_specialize=GEOMETRY)
 def token_kernel(
-    dy_ptr, x_ptr, B_ptr, C_ptr, D_ptr, z_ptr, dt_ptr, sums_ptr, ends_ptr, dx_ptr, dlog_ptr, ddt_ptr, dD_ptr,
-    adjoints_ptr, segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
+    dy_ptr, x_ptr, B_ptr, C_ptr, D_ptr, z_ptr, B_bias_ptr, C_bias_ptr, phase_ptr, turn_ptr, direct_ptr, dt_ptr,
+    sums_ptr, ends_ptr, dx_ptr, dlog_ptr, ddt_ptr, ddirect_ptr, dscores_ptr, dD_ptr, adjoints_ptr,
+    segment_ptr, table_ptr, base, length, per_row, segments, heads, group,
     sgb, sgl: tl.constexpr, sgh, sxb, sxl: tl.constexpr, sxh, sBb, sBl: tl.constexpr, sBg, sCb, sCl: tl.constexpr,
     sCg, szb, szl: tl.constexpr, szh, sdb, sdl: tl.constexpr, sdh,
-    P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
+    M: tl.constexpr, PAIRING: tl.constexpr, PARTIAL: tl.constexpr, P: tl.constexpr, PP: tl.constexpr, N: tl.constexpr,
+    NP: tl.constexpr, SPAN: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, DOT: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, PER_HEAD: tl.constexpr,
 ):  # fmt: skip
     """Walk every span against the scan, its adjoint on chip, and leave the adjoints at chunk ends and gradients of x.
 
     Per token also the gradient of dt but for the decays (``ddt``) and, to be summed over the later tokens of a chunk,
-    that of the decays' logarithms (``dlog``), but for what passes through the chunk's start.
+    that of the decays' logarithms (``dlog``), but for what passes through the chunk's start. Where a token's weight in
+    its own output is not that in the state (``direct``), the gradients of all scores are left too.
     """
     k, h = base + tl.program_id(0).to(tl.int64) // heads, tl.program_id(0).to(tl.int64) % heads
     row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
@@ -66,8 +71,13 @@ def token_kernel(
     if D_ptr is not None:
         skip = tl.load(D_ptr + h // PARTS) if PER_HEAD else tl.load(D_ptr + h * P + p, mask=p < P, other=0.0)
         dD = tl.zeros((Q if PER_HEAD else PP,), tl.float32)
-    at, on = state_tile(n, p, P, N)
-    adjoint = tl.load(ends_ptr + (k * heads + h) * (P * N) + at, mask=only_if(on, count > 0), other=0.0)
+    if B_bias_ptr is not None:
+        B_bias_ptr += (h // PARTS) * N
+    if C_bias_ptr is not None:
+        C_bias_ptr += (h // PARTS) * N
+    NS: tl.constexpr = N if PAIRING == STILL else NP
+    at, on = state_tile(n, p, P, NS)
+    adjoint = tl.load(ends_ptr + (k * heads + h) * (P * NS) + at, mask=only_if(on, count > 0), other=0.0)
     chunks = tl.cdiv(count, Q).to(tl.int32)
     for i in range(chunks):
         c = tl.zeros((), tl.int64) + (chunks - 1 - i)
@@ -75,25 +85,46 @@ def token_kernel(
         step = -c * Q if REVERSE else c * Q
         x = token_tile(x_ptr + step * sxl, sxl, q, left, p, P, REVERSE)
         dy = token_tile(dy_ptr + step * sgl, sgl, q, left, p, P, REVERSE)
-        B = token_tile(B_ptr + step * sBl, sBl, q, left, n, N, REVERSE)
-        C = token_tile(C_ptr + step * sCl, sCl, q, left, n, N, REVERSE)
-        tokens = ((slot + c) * (heads // PARTS) + h // PARTS) * Q
+        here = (slot + c) * (heads // PARTS) + h // PARTS
+        if PAIRING == STILL:
+            B = token_tile(B_ptr + step * sBl, sBl, q, left, n, N, REVERSE)
+            C = token_tile(C_ptr + step * sCl, sCl, q, left, n, N, REVERSE)
+        else:
+            next_q = tl.maximum(q - Q, -c * Q)
+            next_q = -next_q if REVERSE else next_q
+            near_rows(x_ptr + step * sxl, sxl, next_q, PP)
+            near_rows(dy_ptr + step * sgl, sgl, next_q, PP)
+            if z_ptr is not None:
+                near_rows(z_ptr + step * szl, szl, next_q, PP)
+            cos, sin = turns_of(phase_ptr, turn_ptr, here, q, tl.arange(0, NP // 4 if PARTIAL else NP // 2), M)
+            B = rotated_tile(
+                B_ptr + step * sBl, B_bias_ptr, sBl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT
+            )
+            C = rotated_tile(
+                C_ptr + step * sCl, C_bias_ptr, sCl, q, left, cos, sin, N, NP, PAIRING, PARTIAL, REVERSE, DOT
+            )
+        tokens = here * Q
         sums, dt = tl.load(sums_ptr + tokens + q), tl.load(dt_ptr + tokens + q)
         whole = tl.load(sums_ptr + tokens + Q - 1)
         if z_ptr is not None:
             dy = gated(dy, z_ptr + step * szl, szl, q, left, p, P, REVERSE).to(DOT)
         end = adjoint.to(DOT)
-        to, kept = scratch_tile(n, p, P, N)
-        to += ((k - base) * (SPAN // Q) + c) * heads * (P * N) + h * (P * N)
+        to, kept = scratch_tile(n, p, P, NS)
+        to += ((k - base) * (SPAN // Q) + c) * heads * (P * NS) + h * (P * NS)
         tl.store(adjoints_ptr + to, end.to(adjoints_ptr.dtype.element_ty), mask=kept)
         weighted = dy.to(tl.float32) * decay_of(sums)[:, None]
         adjoint = matmul(tl.trans(C), weighted, adjoint * decay_of(whole), DOT)
         exponent = tl.where(q[None, :] >= q[:, None], sums[None, :] - sums[:, None], float("-inf"))
-        mixing = matmul(B, tl.trans(C), None, DOT) * decay_of(exponent)  # rows: earlier tokens
+        decay = decay_of(exponent)  # rows: earlier tokens
+        mixing = matmul(B, tl.trans(C), None, DOT) * decay
         products = matmul(x, tl.trans(dy), None, DOT)
         if PER_HEAD:
             dD += tl.sum(tl.where(q[:, None] == q[None, :], products, 0.0), 1)
         pairs = products * mixing
+        if direct_ptr is not None:
+            ddirect = tl.sum(tl.where(q[:, None] == q[None, :], pairs, 0.0), 1)
+            tl.store(ddirect_ptr + ((slot + c) * heads + h) * Q + q, ddirect)
+            pairs = tl.where(q[:, None] == q[None, :], 0.0, pairs)
         ddt = tl.sum(pairs, 1)
         if sums.dtype == tl.float64:  # the diagonal cancels, but takes digits with it
             ahead = tl.where(q[None, :] == q[:, None], 0.0, pairs * dt[:, None]).to(tl.float64)
@@ -107,7 +138,14 @@ def token_kernel(
         tokens = ((slot + c) * heads + h) * Q
         tl.store(dlog_ptr + tokens + q, dlog)
         tl.store(ddt_ptr + tokens + q, ddt + from_end)
-        mixing *= dt[:, None]
+        if direct_ptr is None:
+            mixing *= dt[:, None]
+        else:
+            direct = tl.load(direct_ptr + here * Q + q)
+            weights = tl.where(q[:, None] == q[None, :], direct[:, None], dt[:, None])
+            mixing *= weights
+            to = dscores_ptr + (((k - base) * (SPAN // Q) + c) * heads + h) * (Q * Q)
+            tl.store(to + q[:, None] * Q + q[None, :], (products * decay * weights).to(dscores_ptr.dtype.element_ty))
         if PER_HEAD:
             mixing = tl.where(q[:, None] == q[None, :], mixing + skip, mixing)
         dx = matmul(mixing, dy, dwrite * dt[:, None], DOT)
@@ -139,8 +177,6 @@ def weight_kernel(
     k, c = base + slot // (SPAN // Q), slot % (SPAN // Q)
     row, first, count = locate_chunk(k, segment_ptr, table_ptr, segments, length, per_row, SPAN, PACKED, REVERSE)
     left = (count - c * Q).to(tl.int32)
-    if left <= 0:
-        return
     first += -c * Q if REVERSE else c * Q
     q, p, n = tl.arange(0, Q), tl.arange(0, PP), tl.arange(0, NP)
     C = token_tile(C_ptr + row * sCb + first * sCl + g * sCg, sCl, q, left, n, N, REVERSE)
@@ -148,7 +184,7 @@ def weight_kernel(
     dscores = tl.zeros((Q, Q), tl.float32)  # rows: earlier tokens
     dB = tl.zeros((Q, NP), tl.float32)
     dC = tl.zeros((Q, NP), tl.float32)
-    for j in range(tl.minimum(width, group - block * width).to(tl.int32)):
+    for j in range(tl.where(left > 0, tl.minimum(width, group - block * width), 0).to(tl.int32)):
         h = g * group + block * width + j
         x = token_tile(x_ptr + row * sxb + first * sxl + head_at(h, sxh, P, PARTS), sxl, q, left, p, P, REVERSE)
         dy = token_tile(dy_ptr + row * sgb + first * sgl + head_at(h, sgh, P, PARTS), sgl, q, left, p, P, REVERSE)
@@ -226,6 +262,7 @@ class _Gradients:
 
         self.x, self.dt, self.z = like("dx", call.x), like("ddt", call.raw), like("dz", call.z)
         self.B, self.C, self.y = like("dB", call.B), like("dC", call.C), into.get("y")
+        self.inner = self.direct = self.scores = None
         self.decays = call.per_token(torch.float32 if call.single else torch.float64)
         self.steps = call.per_token(torch.float32)
         heads = call.H // call.parts
@@ -236,29 +273,32 @@ class _Gradients:
             self.D = call.new(call.spans, heads, call.parts * (1 if call.skip_per_head else call.P))
 
 
-def _walks(
+def walks(
     call: Call, dy, starts, adjoints, steps, grads: _Gradients, scratch, filled: bool, base: int, spans: int
 ) -> None:
     """States (unless they are there) and adjoints at all chunk borders of a slab, gradients of its tokens' x and dt."""
     if filled:
         pass
     elif call.z is None and grads.y is None:
-        sweep(call, call.x, None, call.B, steps, starts, scratch[0], None, adjoint=False, base=base, spans=spans)
+        sweep(call, call.x, None, steps, starts, scratch[0], None, adjoint=False, base=base, spans=spans)
     else:
         outputs(call, steps, starts, grads.y, dy, grads.z, scratch[0], base=base, spans=spans)
-    strides = tuple([s for t in (dy, call.x, call.B, call.C, call.z, grads.x) for s in strides_of(t)])
+    z = call.z
+    if grads.inner is not None:
+        dy, z = grads.inner, None
+    strides = tuple([s for t in (dy, call.x, call.B, call.C, z, grads.x) for s in strides_of(t)])
 
     def settle():
         launched = {"num_warps": call.warps, "num_stages": call.stages(call.warps, 2, 2)}
-        constants = {**call.sizes(), **call.constants(), "PER_HEAD": call.skip_per_head, **launched}
+        constants = {**call.pairs, **call.sizes(), **call.constants(), "PER_HEAD": call.skip_per_head, **launched}
         return spans * call.H, (*call.geometry(base)[2:], call.H // call.G, *strides), constants
 
-    operands = dy, call.x, call.B, call.C, call.skip, call.z, *steps, adjoints
-    results = grads.x, grads.decays, grads.steps, grads.D, scratch[1]
+    operands = dy, call.x, call.B, call.C, call.skip, z, *call.biases, *call.turns, call.direct, *steps, adjoints
+    results = grads.x, grads.decays, grads.steps, grads.direct, grads.scores, grads.D, scratch[1]
     launch_settled(token_kernel, (call.settings, base, spans, strides), settle, *operands, *results, *call.tables)
 
 
-def _head_blocks(call: Call) -> tuple[int, int]:
+def head_blocks(call: Call) -> tuple[int, int]:
     """(blocks of heads per group, heads of a block)."""
     group = call.H // call.G
     blocks = min(group, ceil_div(WEIGHT_PROGRAMS, call.spans * call.chunks_per_span * call.G))
@@ -285,7 +325,7 @@ def _weights(call: Call, dy, steps, scratch, dB, dC, decays, blocks: int, width:
 
 def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients, states=None) -> None:
     """Fill ``grads``, slab by slab; ``states`` are those at all chunk starts, if they are there."""
-    blocks, width = _head_blocks(call)
+    blocks, width = head_blocks(call)
     shares = None if blocks == 1 else call.new(2, blocks, *call.B.shape)
     dB, dC = (grads.B[None], grads.C[None]) if blocks == 1 else shares.unbind(0)
     slab, filled = call.scratch_spans, states is not None
@@ -293,7 +333,7 @@ def _token_gradients(call: Call, dy, starts, adjoints, steps, grads: _Gradients,
     scratch = (states if filled else room[1], room[0])
     for base in range(0, call.spans, slab):
         spans = min(slab, call.spans - base)
-        _walks(call, dy, starts, adjoints, steps, grads, scratch, filled, base, spans)
+        walks(call, dy, starts, adjoints, steps, grads, scratch, filled, base, spans)
         _weights(call, dy, steps, scratch, dB, dC, grads.decays, blocks, width, base, spans)
     if blocks > 1:
         sum_shares(shares, blocks, (shares.stride(1), shares.stride(0), call.N), grads.B, grads.C)
@@ -330,7 +370,7 @@ def backward(
     starts_KHPN, steps, states = kept if isinstance(kept, Kept) else (kept, call.steps(), None)
     with guard(call.x):
         dfinal = None if dfinal is None else dfinal.float().contiguous()
-        adjoints, dentry = chain(call, *summaries(call, dy, call.z, call.C, steps, True), dfinal, flip=True)
+        adjoints, dentry = chain(call, *summaries(call, dy, call.z, steps, True), dfinal, flip=True)
         if call.spans:
             _token_gradients(call, dy, starts_KHPN, adjoints, steps, grads, states)
     dA, dbias = grads.rates.sum(1, dtype=torch.float64).unbind(0)

@@ -12,6 +12,7 @@ Legend: B batch, L length, S segments, H heads, P head channels, N states, G gro
 from __future__ import annotations
 
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 import triton
@@ -19,10 +20,11 @@ import triton.language as tl
 
 from seqkit.kernels.chunks import count_chunks
 from seqkit.kernels.devices import capability, has_bfloat16, launch_row
+from seqkit.kernels.ssd.rotation import STILL
 from seqkit.kernels.triton_chunks import locate_chunk
 from seqkit.kernels.triton_compiled import launch_settled
 from seqkit.kernels.triton_launch import INTERPRETED, Segments, ceil_div, guard, next_power
-from seqkit.kernels.triton_math import LOG2_E, exp2, sigmoid, softplus
+from seqkit.kernels.triton_math import LOG2_E, exp2, prefetch, sigmoid, softplus
 
 CHUNK = 4 if INTERPRETED else 64
 SPANS = (8,) if INTERPRETED else (4096, 2048, 1024, 512, 256)
@@ -72,6 +74,19 @@ def put_token_tile(ptr, stride, q, left, w, value, W: tl.constexpr, REVERSE: tl.
         on = on & (w < W)[None, :]
     at = ptr + (-q if REVERSE else q)[:, None] * stride + w[None, :]
     tl.store(at, value.to(ptr.dtype.element_ty), mask=on)
+
+
+@triton.jit
+def near_rows(ptr, stride, row, W: tl.constexpr):
+    """Have rows of W numbers, the next turn's of a loop, brought near: its loads then wait for no memory.
+
+    The other way to that, two turns in flight, costs shared memory that a second program of a multiprocessor needs.
+    """
+    SECTOR: tl.constexpr = 32 * 8 // ptr.dtype.element_ty.primitive_bitwidth  # numbers that come together
+    SECTORS: tl.constexpr = W // SECTOR if W > SECTOR else 1
+    w = tl.arange(0, SECTORS) * SECTOR
+    at = ptr + row[:, None] * stride + w[None, :]
+    prefetch(at.to(tl.int64, bitcast=True))
 
 
 @triton.jit
@@ -151,7 +166,19 @@ def step_kernel(
 
 
 class Call:
-    """Operands of one call as the kernels read them, and everything their launches have in common."""
+    """Operands of one call as the kernels read them, and everything their launches have in common.
+
+    Attributes:
+        pairs: Compile-time arguments of the rotation; here there is none.
+        biases: Added to B and to C.
+        turns: Phases of the rotation from chunk starts to tokens, and at chunk starts.
+        direct: Weights of tokens in their own outputs, where those are not their weights in the state.
+    """
+
+    pairs: ClassVar[dict] = {"M": 0, "PAIRING": STILL.value, "PARTIAL": False}
+    biases: tuple[torch.Tensor | None, ...] = (None, None)
+    turns: tuple[torch.Tensor | None, ...] = (None, None)
+    direct: torch.Tensor | None = None
 
     def __init__(
         self, x, dt, A, B, C, D, z, dt_bias, initial_state,
@@ -198,6 +225,11 @@ class Call:
         return max(1, min(3, room // self._tiles(values, weights, states, self.chunk)))
 
     @property
+    def state_size(self) -> int:
+        """Numbers per channel of the states that only kernels see."""
+        return self.N if self.pairs["PAIRING"] == STILL.value else self.sizes()["NP"]
+
+    @property
     def spans(self) -> int:
         """K; 0 where there is no token at all."""
         return self.segments.chunks if self.x.numel() else 0
@@ -210,7 +242,7 @@ class Call:
     @property
     def states_per_span(self) -> int:
         """Numbers in the states at the chunk starts of a span, over all heads."""
-        return self.chunks_per_span * self.H * self.P * self.N
+        return self.chunks_per_span * self.H * self.P * self.state_size
 
     @property
     def scratch_spans(self) -> int:
@@ -244,7 +276,7 @@ class Call:
         return (
             self.x.device, at.length, at.per_row, at.count, self.spans, at.packed, self.H, self.P, self.G, self.N,
             self.parts, self.span, self.chunk, self.scratch_dtype, self.skip_per_head, self.softplus, self.limits,
-            self.reverse,
+            self.reverse, *self.pairs.values(),
         )  # fmt: skip
 
     @property

@@ -42,7 +42,7 @@ def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "33 passed" in done.stdout
+    assert "34 passed" in done.stdout
 
 
 @inside
@@ -75,6 +75,15 @@ def test_mamba3_in_groups_without_options():
     problem = make_problem("mamba3_scan", batch=1, length=14, groups=2)
     entering = [name for name in problem.tensors if name.startswith("initial_state")]
     check(problem.without("B_bias", "C_bias", "dt_bias", "D", "z", *entering), TOLERANCES[torch.float32])
+
+
+@inside
+def test_mamba3_heads_in_parts():
+    problem = make_problem("mamba3_scan", batch=1, length=10, groups=2)
+    for name in ("x", "z", "D", "initial_state.v"):
+        problem.tensors[name] = problem.tensors[name][..., :4].contiguous()
+    problem.tensors["initial_state.ssm"] = problem.tensors["initial_state.ssm"][..., :4, :].contiguous()
+    check(problem, TOLERANCES[torch.float32])
 
 
 @inside

@@ -26,18 +26,6 @@ PI = tl.constexpr(3.141592653589793)
 
 
 @triton.jit
-def sums_before(x, DOT: tl.constexpr):
-    """Sums over the tokens before each; 16-bit operands as two numbers that add up to 16 bits."""
-    q = tl.arange(0, x.shape[0])
-    earlier = (q[:, None] > q[None, :]).to(DOT)
-    high = x.to(DOT)
-    sums = matmul(earlier, high, None, DOT)
-    if DOT != tl.float32:  # noqa: SIM300 (a constexpr compares from the left)
-        sums = matmul(earlier, x - high.to(tl.float32), sums, DOT)
-    return sums
-
-
-@triton.jit
 def half_of_state(j, p, half: tl.constexpr, P: tl.constexpr, NP: tl.constexpr, PARTIAL: tl.constexpr):
     """Offsets and mask [NP / 2, PP] of the rows of a state (NP, P) in the order of tiles that a half's columns meet."""
     rows = 2 * j + half if PARTIAL else half * (NP // 2) + j
@@ -126,7 +114,8 @@ def half_gradients(
         tl.store(dbias_ptr + (chunk * heads + h) * NP + HALF * (NP // 2) + j, tl.sum(d, 0))
         if TURNS:
             a, b = apart(d)
-            later = -sums_before(b * own_a - a * own_b, DOT)
+            later = b * own_a - a * own_b
+            later -= tl.cumsum(later, 0)  # no product: see the log on narrow operands
             if not KEYS:
                 if behind_ptr is not None:
                     behind = behind_ptr + (segment * (heads // PARTS) + h // PARTS) * M + m

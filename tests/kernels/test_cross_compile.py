@@ -66,6 +66,35 @@ def test_compiles_and_fits(module, name, card):
     assert compiled.asm["cubin"]
 
 
+def uniform_registers_of_nothing(cubin):
+    """Instructions that read a uniform register which none above them writes."""
+    import triton
+
+    tool = [triton.knobs.nvidia.nvdisasm.path, "-c", str(cubin)]
+    text = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
+    written, found = set(), []
+    for line in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?(.*?) ;", text):
+        operation, _, rest = line.partition(" ")
+        target, *operands = rest.split(", ")
+        # of the four registers of a product, two are those of a left operand that may lie in registers instead
+        read = {int(n) for operand in operands if "gdesc" not in operand for n in re.findall(r"UR(\d+)", operand)}
+        if not read <= written:
+            found.append(line)
+        if into := re.fullmatch(r"UR(\d+)", target):
+            width = 2 if ".64" in operation or "WIDE" in operation else 1
+            written |= {int(into[1]) + i for i in range(width)}
+    return found
+
+
+@COMPILED
+@pytest.mark.parametrize(("module", "name"), [case.values[:2] for case in CASES if case.values[2] == (9, 0)])
+def test_products_read_where_their_operands_are(module, name, tmp_path):
+    """Triton 3.6's ptxas (12.8) lost the addresses of narrow operands, whose products then read anywhere."""
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compile_for(importlib.import_module(module).compile_cases()[name], (9, 0)).asm["cubin"])
+    assert uniform_registers_of_nothing(cubin) == []
+
+
 @COMPILED
 @pytest.mark.parametrize(("states", "warps"), [(8, 1), (16, 1), (64, 4), (256, 8)])
 def test_sums_over_lanes_find_tiles_as_they_expect_them(states, warps):

@@ -12,6 +12,7 @@ from seqkit.kernels.mamba3 import phase
 from seqkit.kernels.testing import (
     TOLERANCE_TINY_DELTA,
     TOLERANCES,
+    Maker,
     Problem,
     assert_close,
     check,
@@ -80,6 +81,33 @@ def test_numbers_of_pairs(device, pairs, pairing):
     problem.tensors["angles"] = problem.tensors["angles"][..., :pairs].contiguous()
     problem.tensors["initial_state.theta"] = problem.tensors["initial_state.theta"][..., :pairs].contiguous()
     check(problem.having(pairing=pairing), TOLERANCES[torch.float32])
+
+
+def operands_of_a_model(states, device):
+    make, tokens = Maker(torch.bfloat16, device), (1, 100)
+    times, weights = (*tokens, 2), (*tokens, 1, states)
+    return {
+        "x": make.activation(*times, 64),
+        "dt": make.uniform(-6.0, -1.0, *times),
+        "A": make.activation(*times),
+        "trap": make.activation(*times),
+        "B": make.activation(*weights),
+        "C": make.activation(*weights),
+        "angles": make.activation(*tokens, states // 4),
+        "z": make.activation(*times, 64),
+        "B_bias": make.parameter(2, states),
+        "C_bias": make.parameter(2, states),
+        "dt_bias": make.uniform(0.01, 0.1, 2, wide=True),
+        "D": make.parameter(2),
+    }
+
+
+@pytest.mark.parametrize(("pairing", "reverse"), zip(phase.PAIRINGS, [False, True], strict=True))
+@pytest.mark.parametrize("states", [64, 128])
+def test_sizes_of_models_in_bfloat16(device, states, pairing, reverse):
+    """Whole tiles: on a GPU their products take other instructions than those of odd sizes."""
+    problem = Problem("mamba3_scan", operands_of_a_model(states, device), {"pairing": pairing, "reverse": reverse})
+    check(problem, TOLERANCES[torch.bfloat16])
 
 
 @pytest.mark.parametrize("delta", [(1e-6, 1e-5), (1e-4, 1e-2), (1.0, 50.0)])

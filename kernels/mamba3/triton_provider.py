@@ -181,7 +181,10 @@ def _like(grads: tuple[Tensor | None, ...], operands: tuple[Tensor | None, ...])
 
 
 def compile_cases() -> dict[str, CompileCase]:
-    """Every kernel with 64 states, half of them rotating, all operands, packed and reversed, in bfloat16."""
+    """Every kernel with 64 states, half of them rotating, all operands, packed and reversed, in bfloat16.
+
+    Gradients of queries also without packing, in bfloat16 alone: a form for which ptxas has made wrong code.
+    """
     narrow = ("B", "x", "v", "own", "other", "dscores", "dout", "raw", "A", "trap", "angles", "draw", "dA", "dtrap")
     types = {f"{name}_ptr": "*bf16" for name in (*narrow, "states", "adjoints")}
     types |= {"delta_ptr": "*fp64", "theta_ptr": "*fp64", "entry_ptr": "*i64", "floor": "fp32"}
@@ -191,6 +194,7 @@ def compile_cases() -> dict[str, CompileCase]:
     heads = {"P": 64, "PP": 64, "N": 64, "NP": 64, "M": 16, "PAIRING": ADJACENT.value, "PARTIAL": True}
     strides = dict.fromkeys(("svl", "swl", "sol"), 1024)
     weight = {**where, **heads, **strides, "DOT": tl.float16, "KEYS": False}
+    dense = {"DOT": tl.bfloat16, "PACKED": False, "REVERSE": False}
     chain = {"BLOCK": 32, "CHUNKS": turns.CHAIN_CHUNKS, "SPAN": SPANS[0], "Q": CHUNK, "PACKED": True, "M": 32}
     leave = {**heads, "PACKED": True, "REVERSE": True}
     cases = [
@@ -201,4 +205,5 @@ def compile_cases() -> dict[str, CompileCase]:
         CompileCase(turns.leave_kernel, leave, 1, types | {"phase_ptr": "*i32", "states_ptr": "*fp32"}),
         CompileCase(weights.weight_kernel, weight, 4, types | {"phase_ptr": "*i16"}),
     ]
-    return {case.kernel.__name__: case for case in cases}
+    plain = CompileCase(weights.weight_kernel, weight | dense, 4, types | {"phase_ptr": "*i16"}, (8, 0))
+    return {case.kernel.__name__: case for case in cases} | {"weight_kernel-dense": plain}

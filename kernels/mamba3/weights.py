@@ -115,7 +115,7 @@ def half_gradients(
         if TURNS:
             a, b = apart(d)
             later = b * own_a - a * own_b
-            later -= tl.cumsum(later, 0)  # no product: see the log on narrow operands
+            later -= tl.cumsum(later, 0)  # as a product see the log
             if not KEYS:
                 if behind_ptr is not None:
                     behind = behind_ptr + (segment * (heads // PARTS) + h // PARTS) * M + m

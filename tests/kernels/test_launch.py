@@ -73,9 +73,10 @@ def compiled(run, backend="cuda"):
 @pytest.fixture
 def launched(monkeypatch):
     """Arguments of every launch that reaches the launcher."""
-    calls = []
+    calls, filled = [], []
 
     def compile_nothing(self, key, signature, device, *rest):
+        filled.append((self.device_caches, device))
         return self.device_caches[device][0].setdefault(key, compiled(lambda *args: calls.append(args)))
 
     monkeypatch.setattr(driver, "_active", Driver())
@@ -85,7 +86,9 @@ def launched(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(major=9, minor=0))
     for kernel in (plain_kernel, typed_kernel):
         kernel.device_caches.clear()
-    return calls
+    yield calls
+    for caches, device in filled:  # the next test's driver may want a kernel that was compiled
+        caches.pop(device, None)
 
 
 def aligned(dtype=torch.float32, offset=0):

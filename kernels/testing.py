@@ -6,6 +6,7 @@ pairs, R rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -116,6 +117,31 @@ def gradients(outputs: tuple[Tensor, ...], operands: dict[str, Tensor], seed: in
         name: torch.zeros_like(x) if grad is None else grad
         for (name, x), grad in zip(operands.items(), grads, strict=True)
     }
+
+
+def check_alike(
+    got: dict[str, Tensor], want: dict[str, Tensor], leaves: dict[str, Tensor], exact: dict[str, Tensor],
+    tolerance: float, together: float | None = None,
+) -> None:  # fmt: skip
+    """Outputs of one way to compute something, and every gradient through them, against those of another.
+
+    Args:
+        got: Outputs by name.
+        want: Those of the other way.
+        leaves: What ``got`` was computed from; gradients have the dtypes of these.
+        exact: What ``want`` was computed from.
+        tolerance: Largest ratio of RMS error to RMS reference of a tensor.
+        together: Largest root mean square of all these ratios: few numbers may be unlucky, all cannot.
+    """
+    ours, theirs = gradients(tuple(got.values()), leaves), gradients(tuple(want.values()), exact)
+    assert all(grad.dtype == leaves[name].dtype for name, grad in ours.items())
+    pairs = {name: (x, want[name]) for name, x in got.items()}
+    pairs |= {f"d{name}": (grad, theirs[name]) for name, grad in ours.items()}
+    for name, pair in pairs.items():
+        assert_close(name, *pair, tolerance)
+    if together is not None:
+        ratio = math.sqrt(sum(error_ratio(*pair) ** 2 for pair in pairs.values()) / len(pairs))
+        assert ratio <= together, f"all together: {ratio:.3g}, tolerance {together:.3g}"
 
 
 def check(problem: Problem, tolerance: float) -> None:

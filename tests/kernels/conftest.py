@@ -1,11 +1,8 @@
-import os
-
 import pytest
 import torch
 
 from seqkit.kernels import dispatch
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with a fixed workspace
 PROVIDERS = ("reference", "triton")
 
 

@@ -17,12 +17,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from seqkit.commands.run_folder import METRICS, write_manifest
-from seqkit.commands.variant_plots import TABLES
+from seqkit.commands.run_page import show_tables
 from seqkit.commands.variant_report import OURS, PREDICTIONS, RAW
 from seqkit.data.variant_effect import VariantEffectData, load_variant_effect
 from seqkit.errors import ConfigError
-from seqkit.files import write_json, write_text
-from seqkit.report.table import Table, markdown, show
+from seqkit.files import write_json
+from seqkit.report.table import Table
 from seqkit.tasks.metrics import Metric, auroc, average_precision, fold_mean, paired_bootstrap, spearman
 
 if TYPE_CHECKING:
@@ -75,10 +75,7 @@ def cross_validate(config: FitConfig, folder: Path, seeds: str | None) -> int:
     summary["split"] = {"name": splits[0].name, "description": splits[0].description, "folds": len(splits)}
     write_json(folder / CROSS_VALIDATION, summary)
     write_json(folder / METRICS, {"task": "variant-effect", "kind": data.kind, "cross_validation": summary})
-    tables = cross_validation_tables(summary)
-    for table in tables:
-        show(table)
-    write_text(folder / TABLES, "\n".join(markdown(table) for table in tables))
+    show_tables(folder, cross_validation_tables(summary))
     return 0
 
 

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from seqkit.commands.forecast_frames import at_level, interval_columns, interval_levels, sides
 from seqkit.commands.run_folder import METRICS
-from seqkit.commands.run_page import write_run_page
+from seqkit.commands.run_page import show_tables, write_run_page
 from seqkit.commands.trainer import HISTORY
 from seqkit.data.series_data import SeriesData
 from seqkit.data.series_windows import SeriesWindows
-from seqkit.files import atomic, write_json, write_text
+from seqkit.files import atomic, write_json
 from seqkit.report.series import Fan, plot_backtest, plot_coverage, plot_fans, plot_horizon_error
-from seqkit.report.table import Table, markdown, show
+from seqkit.report.table import Table
 from seqkit.report.training import plot_training
 from seqkit.tasks.adaptive import adapted
 from seqkit.tasks.forecast import ForecastTask, conformal_shift
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from seqkit.commands.forecast_model import ForecastConfig
 
 OURS, LINEAR, SEASONAL = "seqkit", "linear (ridge)", "seasonal naive"
-PLOTS, TABLES, PREDICTIONS = "plots", "results.md", "predictions.parquet"
+PLOTS, PREDICTIONS = "plots", "predictions.parquet"
 CAPTIONS = {
     "fan": "Forecasts from three test cutoffs: history, medians with their intervals, and what came.",
     "horizon": "Mean absolute error by step ahead on the test windows.",
@@ -297,11 +297,7 @@ def stamps(ds: pl.Series) -> NDArray:
 
 def print_summary(folder: Path, metrics: Mapping[str, Any]) -> None:
     """The table at the end of a run: on stdout, and as Markdown in the run folder."""
-    table = summary_table(metrics)
-    for note in metrics["notes"]:
-        print(f"note: {note}")
-    show(table)
-    write_text(folder / TABLES, markdown(table))
+    show_tables(folder, [summary_table(metrics)], metrics["notes"])
     print(f"run folder: {folder}")
 
 

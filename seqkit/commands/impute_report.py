@@ -13,16 +13,16 @@ from seqkit.commands.forecast_report import stamps
 from seqkit.commands.impute_measure import RUNS, Hidden, figures
 from seqkit.commands.impute_trained import TASK, TrainedImputer
 from seqkit.commands.run_folder import METRICS
-from seqkit.commands.run_page import write_run_page
+from seqkit.commands.run_page import show_tables, write_run_page
 from seqkit.commands.trainer import HISTORY
 from seqkit.data.series import Panel
-from seqkit.files import atomic, write_json, write_text
+from seqkit.files import atomic, write_json
 from seqkit.report.series import Fan, plot_fans
-from seqkit.report.table import Table, markdown, show
+from seqkit.report.table import Table
 from seqkit.report.training import plot_training
 from seqkit.tasks.impute import LEVELS
 
-PLOTS, TABLES, FILLED = "plots", "results.md", "filled.parquet"
+PLOTS, FILLED = "plots", "filled.parquet"
 CAPTIONS = {
     "gaps": "Runs of known values that were hidden: what was filled in with its intervals, and what had been there.",
     "training": "Training and validation loss; the line marks the epoch whose weights were kept.",
@@ -92,12 +92,7 @@ def gap_fans(panel: Panel, hidden: Hidden, level: tuple[float, ...]) -> list[Fan
 
 def print_summary(folder: Path, metrics: Mapping[str, Any]) -> None:
     """The tables at the end of a run: on stdout, and as Markdown in the run folder."""
-    for note in metrics["notes"]:
-        print(f"note: {note}")
-    tables = [summary_table(metrics, kind) for kind in metrics["results"]]
-    for table in tables:
-        show(table)
-    write_text(folder / TABLES, "\n".join(markdown(table) for table in tables))
+    show_tables(folder, [summary_table(metrics, kind) for kind in metrics["results"]], metrics["notes"])
     print(f"{metrics['missing']:,} missing values filled in {folder / FILLED}; run folder: {folder}")
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from seqkit.commands.pretrain_measure import as_trained, carried_bits, each_span, hidden_bits, window_bits
 from seqkit.commands.run_folder import METRICS
+from seqkit.commands.run_page import PAGE, TABLES
 from seqkit.commands.trainer import HISTORY
 from seqkit.data.pretrain import GenomeData
 from seqkit.files import write_json, write_text
@@ -25,7 +26,7 @@ from seqkit.tasks.markov import ORDER, MarkovModel
 from seqkit.tasks.neighbours import REACH, NeighbourModel
 from seqkit.tasks.pretrain import PretrainTask
 
-TABLES, PAGE, CURVE = "results.md", "report.html", "plots/curve"
+CURVE = "plots/curve"
 UNIFORM, SHORT, SINGLE, MIXED = "uniform", "Markov, order 2", "Markov, order 12", "Markov, orders 0 to 12 mixed"
 NEIGHBOURS = f"neighbours, 0 to {REACH} a side mixed"
 _BLOCKS = 200

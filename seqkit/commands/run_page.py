@@ -1,4 +1,4 @@
-"""``report.html`` of a run folder: tables, plots, and how the run was made by its manifest."""
+"""What a run leaves to read: tables on stdout and in ``results.md``; ``report.html`` with plots and how it was made."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from pathlib import Path
 
 from seqkit import __version__
 from seqkit.commands.run_folder import MANIFEST
+from seqkit.files import write_text
 from seqkit.report.page import write_page
-from seqkit.report.table import Table
+from seqkit.report.table import Table, markdown, show
 
-PAGE = "report.html"
+PAGE, TABLES = "report.html", "results.md"
+
+
+def show_tables(folder: Path, tables: Sequence[Table], notes: Sequence[str] = ()) -> None:
+    """Notes and tables at the end of a run: on stdout, the tables as Markdown in the run folder too."""
+    for note in notes:
+        print(f"note: {note}")
+    for table in tables:
+        show(table)
+    write_text(folder / TABLES, "\n".join(markdown(table) for table in tables))
 
 
 def write_run_page(

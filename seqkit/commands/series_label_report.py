@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 from seqkit.commands.run_folder import METRICS
-from seqkit.commands.run_page import write_run_page
+from seqkit.commands.run_page import show_tables, write_run_page
 from seqkit.commands.trainer import HISTORY
-from seqkit.files import atomic, write_json, write_text
+from seqkit.files import atomic, write_json
 from seqkit.report.ranking import plot_confusion
 from seqkit.report.series import plot_numbers
-from seqkit.report.table import Table, cell, markdown, show
+from seqkit.report.table import Table, cell
 from seqkit.report.thresholds import wilson
 from seqkit.report.training import plot_training
 from seqkit.tasks.metrics import mae, r2, rmse
 from seqkit.tasks.series_label_baselines import Answer
 
-PLOTS, TABLES, PREDICTIONS = "plots", "results.md", "predictions.parquet"
+PLOTS, PREDICTIONS = "plots", "predictions.parquet"
 CAPTIONS = {
     "confusion": "Classes of the test series, and what they were taken for.",
     "numbers": "Numbers of the test series against what was predicted.",
@@ -99,11 +99,7 @@ def write_report(
 
 def print_summary(folder: Path, metrics: Mapping[str, Any]) -> None:
     """The table at the end of a run: on stdout, and as Markdown in the run folder."""
-    table = summary_table(metrics)
-    for note in metrics["notes"]:
-        print(f"note: {note}")
-    show(table)
-    write_text(folder / TABLES, markdown(table))
+    show_tables(folder, [summary_table(metrics)], metrics["notes"])
     print(f"run folder: {folder}")
 
 

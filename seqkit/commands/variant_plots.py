@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seqkit.commands.run_page import show_tables
 from seqkit.commands.trainer import HISTORY
-from seqkit.files import write_text
 from seqkit.report.ranking import plot_confusion, plot_ranking
 from seqkit.report.reliability import plot_reliability
-from seqkit.report.table import Table, markdown, metric_table, show
+from seqkit.report.table import Table, metric_table
 from seqkit.report.training import plot_training
 from seqkit.report.variants import plot_along_gene, plot_by_consequence
 from seqkit.tasks.metrics import Estimate
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from seqkit.data.variant_effect import VariantEffectData
 
 PLOTS = "plots"
-TABLES = "results.md"
 LEFT_OUT = ("brier", "log_loss", "ece")
 
 
@@ -83,10 +82,7 @@ def draw(
 
 def print_summary(folder: Path, metrics: dict[str, Any]) -> None:
     """The table at the end of a run: on stdout, and as Markdown in the run folder."""
-    tables = [summary_table(metrics, label, figures) for label, figures in metrics["results"].items()]
-    for table in tables:
-        show(table)
-    write_text(folder / TABLES, "\n".join(markdown(table) for table in tables))
+    show_tables(folder, [summary_table(metrics, label, figures) for label, figures in metrics["results"].items()])
     print(f"run folder: {folder}")
 
 

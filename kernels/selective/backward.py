@@ -28,7 +28,6 @@ from seqkit.kernels.selective.tiles import (
     far_rows,
     parts_of,
     present,
-    row_addresses,
     row_start,
     state_tile,
     step_size,
@@ -83,9 +82,10 @@ def adjoint_kernel(
     final = first + (1 - count if REVERSE else count - 1)  # its last token in scan order comes first here
     d_0, sign = g * group + program % blocks * BLOCK, 1 if REVERSE else -1
     far, far_step = far_rows(
-        dy_ptr + row * sgb + final * sgl + d_0, delta_ptr + row * sdb + final * sdl + d_0,
+        dy_ptr + row * sgb + final * sgl + d_0, delta_ptr + row * sdb + final * sdl + d_0, None,
         z_ptr + row * szb + final * szl + d_0 if z_ptr is not None else None, None,
-        C_ptr + row_start(row, final, g, sCb, sCl, sCg, WIDE), sign * sgl, sign * sdl, sign * szl, 0, sign * sCl, BLOCK,
+        C_ptr + row_start(row, final, g, sCb, sCl, sCg, WIDE), sign * sgl, sign * sdl, 0, sign * szl, 0, sign * sCl,
+        group - program % blocks * BLOCK, BLOCK, 1,
     )  # fmt: skip
     far += tl.maximum(tl.minimum(TOKENS_AHEAD, count - 1), 0) * far_step
     dy_ptr += row * sgb + final * sgl + d
@@ -162,21 +162,6 @@ def checkpoints(
         u0, u1, raw0, raw1 = second_u0, second_u1, second_raw0, second_raw1
         second_u0, second_u1, second_raw0, second_raw1 = third_u0, third_u1, third_raw0, third_raw1
         b0, b1 = widen(next_b0), widen(next_b1)
-
-
-@triton.jit
-def far_pairs(
-    u_at, delta_at, dy_at, z_at, B_at, C_at, sul, sdl, sgl, szl, sBl, sCl, BLOCK: tl.constexpr, GATED: tl.constexpr
-):  # fmt: skip
-    """Addresses of a chunk's first rows by lanes, two tokens at a time, and bytes from token to token."""
-    row, element, _token = parts_of(BLOCK, 2)
-    at, step = row_addresses(tl.zeros((32,), tl.int64), tl.zeros((32,), tl.int64), row >= 0, u_at, element, sul)
-    at, step = row_addresses(at, step, row == 1, delta_at, element, sdl)
-    at, step = row_addresses(at, step, row == 2, dy_at, element, sgl)
-    if GATED:
-        at, step = row_addresses(at, step, row == 3, z_at, element, szl)
-    at, step = row_addresses(at, step, row == 4, B_at, 0, sBl)
-    return row_addresses(at, step, row == 5, C_at, 0, sCl)
 
 
 @triton.jit
@@ -259,13 +244,13 @@ def gradient_kernel(
             if y_ptr is not None:
                 y_at = y_ptr + row * syb + head * syl + d
             d_0 = (g * group + block * BLOCK).to(tl.int64)
-            far, far_step = far_pairs(
+            far, far_step = far_rows(
                 u_ptr + row * sub + head * sul + d_0, delta_ptr + row * sdb + head * sdl + d_0,
                 dy_ptr + row * sgb + head * sgl + d_0,
                 z_ptr + row * szb + head * szl + d_0 if z_ptr is not None else None,
                 B_ptr + row_start(row, head, g, sBb, sBl, sBg, WIDE),
                 C_ptr + row_start(row, head, g, sCb, sCl, sCg, WIDE),
-                sul, sdl, sgl, szl, sBl, sCl, BLOCK, z_ptr is not None,
+                sul, sdl, sgl, szl, sBl, sCl, group - block * BLOCK, BLOCK, 2,
             )  # fmt: skip
             checkpoints(
                 take_if(starts_ptr + k * N * channels + tile, on, some), rates, bias, u_at, delta_at, B_at,

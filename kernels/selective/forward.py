@@ -66,8 +66,9 @@ def summary_kernel(
     bias = tl.load(bias_ptr + d, mask=on_d, other=0.0) if bias_ptr is not None else 0.0
     d_0, sign = g * group + program % blocks * BLOCK, -1 if REVERSE else 1
     far, far_step = far_rows(
-        u_ptr + row * sub + first * sul + d_0, delta_ptr + row * sdb + first * sdl + d_0, None,
-        B_ptr + row_start(row, first, g, sBb, sBl, sBg, WIDE), None, sign * sul, sign * sdl, 0, sign * sBl, 0, BLOCK,
+        u_ptr + row * sub + first * sul + d_0, delta_ptr + row * sdb + first * sdl + d_0, None, None,
+        B_ptr + row_start(row, first, g, sBb, sBl, sBg, WIDE), None, sign * sul, sign * sdl, 0, 0, sign * sBl, 0,
+        group - program % blocks * BLOCK, BLOCK, 1,
     )  # fmt: skip
     far += tl.maximum(tl.minimum(TOKENS_AHEAD, count - 1), 0) * far_step
     u_ptr += row * sub + first * sul + d
@@ -167,10 +168,10 @@ def output_kernel(
     skip = tl.load(D_ptr + d, mask=on_d, other=0.0) if D_ptr is not None else 0.0
     d_0, sign = g * group + program % blocks * BLOCK, -1 if REVERSE else 1
     far, far_step = far_rows(
-        u_ptr + row * sub + first * sul + d_0, delta_ptr + row * sdb + first * sdl + d_0,
+        u_ptr + row * sub + first * sul + d_0, delta_ptr + row * sdb + first * sdl + d_0, None,
         z_ptr + row * szb + first * szl + d_0 if z_ptr is not None else None,
         B_ptr + row_start(row, first, g, sBb, sBl, sBg, WIDE), C_ptr + row_start(row, first, g, sCb, sCl, sCg, WIDE),
-        sign * sul, sign * sdl, sign * szl, sign * sBl, sign * sCl, BLOCK,
+        sign * sul, sign * sdl, 0, sign * szl, sign * sBl, sign * sCl, group - program % blocks * BLOCK, BLOCK, 1,
     )  # fmt: skip
     far += tl.maximum(tl.minimum(TOKENS_AHEAD, count - 1), 0) * far_step
     u_ptr += row * sub + first * sul + d

@@ -107,17 +107,27 @@ def row_addresses(address, step, mine, ptr, element, stride):
 
 
 @triton.jit
-def far_rows(u_at, delta_at, z_at, B_at, C_at, su, sd, sz, sB, sC, BLOCK: tl.constexpr):
-    """Addresses by lanes of a token's rows (u or dy, delta, and of z, B, C those there are), and bytes to the next."""
-    row, element, _token = parts_of(BLOCK, 1)
-    at, step = row_addresses(tl.zeros((32,), tl.int64), tl.zeros((32,), tl.int64), row >= 0, u_at, element, su)
+def far_rows(
+    first_at, delta_at, dy_at, z_at, B_at, C_at, s_first, sd, sg, sz, sB, sC, width,
+    BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Addresses by lanes of the rows of one or two tokens, and bytes from token to token; an absent operand is None.
+
+    ``width``: channels that exist from the first of the block on; no address lies behind them.
+    """
+    row, element, _token = parts_of(BLOCK, TOKENS)
+    element = tl.minimum(element, width - 1)
+    none = tl.zeros((32,), tl.int64)
+    at, step = row_addresses(none, none, row >= 0, first_at, element, s_first)
     at, step = row_addresses(at, step, row == 1, delta_at, element, sd)
+    if dy_at is not None:
+        at, step = row_addresses(at, step, row == 2, dy_at, element, sg)
     if z_at is not None:
-        at, step = row_addresses(at, step, row == 2, z_at, element, sz)
+        at, step = row_addresses(at, step, row == 3, z_at, element, sz)
     if B_at is not None:
-        at, step = row_addresses(at, step, row == 3, B_at, 0, sB)
+        at, step = row_addresses(at, step, row == 4, B_at, 0, sB)
     if C_at is not None:
-        at, step = row_addresses(at, step, row == 4, C_at, 0, sC)
+        at, step = row_addresses(at, step, row == 5, C_at, 0, sC)
     return at, step
 
 

@@ -209,7 +209,7 @@ def is_ucr(source: str | Path) -> bool:
 
 
 def ucr_frame(source: str | Path) -> pl.DataFrame:
-    """Long frame of a UCR file: series ``NAME-0000``, stamps from 0, classes as text; NaN at the end is no row.
+    """Long frame of a UCR file: series ``NAME-00000``, stamps from 0, classes as text; NaN at the end is no row.
 
     Raises:
         InputError: Rows of different widths or with text.

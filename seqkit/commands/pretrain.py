@@ -236,6 +236,6 @@ def describe(config: PretrainConfig, data: GenomeData) -> dict[str, Any]:
         "model": config.model,
         "objective": config.objective,
         "data": data.config,
-        "length": config.stages.length,
+        "lengths": list(config.stages.lengths[::-1]),
         "precision": config.trainer.precision,
     }

@@ -33,7 +33,7 @@ class PretrainTestConfig:
     Attributes:
         ckpt: Run folder of ``seqkit fit --task pretrain``.
         task: Checked against the checkpoint's.
-        length: Bases of a window; by default that of the run.
+        length: Bases of a window; by default those of the run's windows.
         device: auto, cpu, cuda or cuda:N.
         precision: 32-true or bf16-mixed; by default that of the run.
         data: Another genome, of which the held-out regions count, or all of it; without one, the run's held-out part.
@@ -59,8 +59,9 @@ def test(argv: Sequence[str]) -> int:
     trained_on = training_genome(description, needed=config.data.fasta is None)
     folder = open_run(own["out"] or str(Path(config.ckpt) / "test"), TASK, resolved, resume=False,
                       overwrite=own["overwrite"])  # fmt: skip
+    lengths = (config.length,) if config.length else description["lengths"]
     metrics = evaluate(
-        task, measured(config.data, trained_on), folder, lengths=(config.length or description["length"],),
+        task, measured(config.data, trained_on), folder, lengths=lengths,
         precision=config.precision or description["precision"], seed=0, training={}, counted=trained_on,
     )  # fmt: skip
     print_summary(folder, metrics)
